@@ -1,0 +1,37 @@
+"""Plain floating numbers: BF16, F16, F32, F64, one stored element per element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moeconv.codecs.base import QuantScheme, Tile, Window
+from moeconv.types import FLOAT_DTYPES, Params, TensorRef
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Floats:
+    """The identity codec; `params["dtype"]` is the stored dtype."""
+
+    name: str = "float"
+
+    def tiles(self, params: Params) -> Mapping[str, Tile]:
+        return {"": Tile((str(params["dtype"]),))}
+
+    def detect(self, found: Mapping[str, TensorRef], scheme: QuantScheme) -> Params | None:
+        if set(found) == {""} and found[""].dtype in FLOAT_DTYPES:
+            return {"dtype": found[""].dtype}
+        return None
+
+    def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
+        return found[""].shape
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
+    ) -> torch.Tensor:
+        """Return float32 [rows, cols]; F64 rounds once."""
+        return parts[""].float()

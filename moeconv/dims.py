@@ -11,7 +11,7 @@ R: out features of one projection, C: in features, E: experts, P: projections.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from moeconv.types import Span
@@ -66,7 +66,7 @@ class Dims(NamedTuple):
         return Span(index * rows, (index + 1) * rows)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_dims(text: str) -> Dims:
     """Parse a dims text; a ValueError names a text that the language does not have."""
     groups: list[tuple[str, ...]] = []

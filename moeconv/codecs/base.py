@@ -1,7 +1,7 @@
 """What a codec is, and the one rule that says which stored elements a window of a weight needs.
 
-A weight is a matrix [rows, cols]. Each part covers it with tiles: one tile of `rows` x `cols` elements
-is described by `count` stored elements that lie side by side along the cols axis.
+A weight is a matrix [rows, cols]. Each part covers it with tiles: one tile of `rows` x `cols`
+elements is described by `count` stored elements that lie side by side along the cols axis.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Tile(NamedTuple):
     """How much of the weight `count` stored elements of a part cover; None: the whole axis.
 
-    `axes`: "rc" where the part is stored [rows, cols], "cr" where it is stored [cols, rows], "c" and
-    "r" for a vector along one axis. `inner`: trailing dimensions of the header shape that hold the
+    `axes`: "rc" where the part is stored [rows, cols], "cr" where it is stored [cols, rows], "c"
+    and "r" for a vector along one axis. `inner`: trailing dimensions of the header shape that hold the
     `count` elements ((16,) for MXFP4 blocks); () where they lie in the last axis itself.
     `pack_rows`: stored elements along rows per `rows` tile (zero points packed along rows).
     `optional`: the part may be absent.
@@ -39,8 +39,8 @@ class Tile(NamedTuple):
 class QuantScheme(NamedTuple):
     """What a config says of the quantization of one module.
 
-    `method`: quant_method ("" where the config has none); `values`: the method's own fields for this
-    module (bits, group_size, weight_block_size, ...), already resolved by targets and overrides.
+    `method`: quant_method ("" where the config has none); `values`: the method's own fields for
+    this module (bits, group_size, weight_block_size, ...), already resolved by targets and overrides.
     """
 
     method: str
@@ -64,7 +64,7 @@ class Codec(Protocol):
         ...
 
     def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
-        """Return the decoded shape [..., rows, cols] in the orientation in which the weight is stored."""
+        """Return the decoded shape [..., rows, cols], in the orientation that is stored."""
         ...
 
     def decode(
@@ -72,7 +72,7 @@ class Codec(Protocol):
     ) -> torch.Tensor:
         """Return float32 [rows, cols] of a block-aligned window: the readable reference.
 
-        `parts`: each [row tiles, col tiles * count] (or transposed for axes "cr"), the stored dtype.
+        `parts`: each [row tiles, col tiles * count] (transposed for axes "cr"), as stored.
         """
         ...
 
@@ -122,7 +122,7 @@ def extent_of(tile: Tile, rows: int, cols: int) -> tuple[int, int]:
 def header_shapes(
     tile: Tile, rows: int, cols: int, *, transposed: bool = False
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the header shapes (of one slot) that are right for a part; the first is the usual one."""
+    """Return the header shapes (of one slot) that are right for a part, the usual one first."""
     along_rows, along_cols = extent_of(tile, rows, cols)
     if tile.axes in ("r", "c"):
         length = along_rows if tile.axes == "r" else along_cols

@@ -1,0 +1,1 @@
+"""moeconv: an offline converter for mixture-of-experts checkpoints."""

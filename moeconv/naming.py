@@ -1,14 +1,14 @@
 """Name patterns: one text that both recognises a tensor name and writes it.
 
-`{layer}` and `{expert}` are numbers without leading zeros; any other field is one of the words given
-for it, or a run of characters without a dot.
+`{layer}` and `{expert}` are numbers without leading zeros; any other field is one of the words
+given for it, or a run of characters without a dot.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _NUMBERS = frozenset({"layer", "expert", "rank"})
@@ -38,7 +38,7 @@ def _field_expression(name: str, words: Mapping[str, Iterable[str]]) -> str:
     return rf"(?P<{name}>[^.]+)"
 
 
-@lru_cache(maxsize=None)
+@cache
 def fields(pattern: str) -> tuple[str, ...]:
     """Return the field names of a pattern, in order."""
     return tuple(_FIELD.findall(pattern))

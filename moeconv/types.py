@@ -45,7 +45,7 @@ class Span(NamedTuple):
     step: int = 1
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return len(range(self.start, self.stop, self.step))
 
 
@@ -63,8 +63,8 @@ class TensorRef(NamedTuple):
 class Key(NamedTuple):
     """What a weight is in the model, whatever its file and name.
 
-    `stack` is "main" for the decoder's layers, else the prefix of another run of layers ("mtp.layers").
-    `name` of an expert: gate, up, down, gate.bias, ...; of anything else: the name below its layer.
+    `stack` is "main" for the decoder's layers, else the prefix of another run ("mtp.layers").
+    `name` of an expert: gate, up, down, gate.bias, ...; of anything else: what follows its layer.
     """
 
     stack: str

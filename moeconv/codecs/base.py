@@ -1,7 +1,7 @@
 """What a codec is, and the one rule that says which stored elements a window of a weight needs.
 
 A weight is a matrix [rows, cols]. Each part covers it with tiles: one tile of `rows` x `cols`
-elements is described by `count` stored elements that lie side by side along the cols axis.
+elements is described by `elements` stored elements that lie side by side along the cols axis.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Tile(NamedTuple):
-    """How much of the weight `count` stored elements of a part cover; None: the whole axis.
+    """How much of the weight `elements` stored elements of a part cover; None: the whole axis.
 
     `axes`: "rc" where the part is stored [rows, cols], "cr" where it is stored [cols, rows], "c"
-    and "r" for a vector along one axis. `inner`: trailing dimensions of the header shape that hold the
-    `count` elements ((16,) for MXFP4 blocks); () where they lie in the last axis itself.
+    and "r" for a vector along one axis. `inner`: trailing dimensions of the header shape that hold
+    the `elements` ((16,) for MXFP4 blocks); () where they lie in the last axis itself.
     `pack_rows`: stored elements along rows per `rows` tile (zero points packed along rows).
     `optional`: the part may be absent.
     """
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
     rows: int | None = 1
     cols: int | None = 1
     axes: str = "rc"
-    count: int = 1
+    elements: int = 1
     inner: tuple[int, ...] = ()
     pack_rows: int = 1
     optional: bool = False
@@ -40,7 +40,7 @@ class QuantScheme(NamedTuple):
     """What a config says of the quantization of one module.
 
     `method`: quant_method ("" where the config has none); `values`: the method's own fields for
-    this module (bits, group_size, weight_block_size, ...), already resolved by targets and overrides.
+    this module (bits, group_size, weight_block_size, ...), targets and overrides resolved.
     """
 
     method: str
@@ -50,7 +50,8 @@ class QuantScheme(NamedTuple):
 class Codec(Protocol):
     """How the numbers of a weight are written into its parts."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         """Return the tile of every part."""
@@ -72,7 +73,7 @@ class Codec(Protocol):
     ) -> torch.Tensor:
         """Return float32 [rows, cols] of a block-aligned window: the readable reference.
 
-        `parts`: each [row tiles, col tiles * count] (transposed for axes "cr"), as stored.
+        `parts`: each [row tiles, col tiles * elements] (transposed for axes "cr"), as stored.
         """
         ...
 
@@ -115,7 +116,7 @@ def stored_count(length: int, tile: int | None, count: int = 1) -> int:
 def extent_of(tile: Tile, rows: int, cols: int) -> tuple[int, int]:
     """Return the [row, col] stored extent of one slot of a part, before any transposition."""
     along_rows = 1 if tile.axes == "c" else stored_count(rows, tile.rows, tile.pack_rows)
-    along_cols = 1 if tile.axes == "r" else stored_count(cols, tile.cols, tile.count)
+    along_cols = 1 if tile.axes == "r" else stored_count(cols, tile.cols, tile.elements)
     return along_rows, along_cols
 
 
@@ -135,7 +136,7 @@ def header_shapes(
     shapes = [full]
     if tile.rows is None and tile.cols is None:
         shapes += [(1,), ()]  # one number for the whole weight
-    elif tile.cols is None and tile.count == 1:
+    elif tile.cols is None and tile.elements == 1:
         shapes.append((along_rows,))  # one number per row, without the axis of length 1
     return tuple(shapes)
 
@@ -166,7 +167,7 @@ def part_slice(tile: Tile, window: Window, weight: Weight) -> PartSlice:
     """Return the stored slice of a part that a block-aligned window needs."""
     along_rows, along_cols = extent_of(tile, weight.rows, weight.cols)
     rows = _stored_span(window.row_start, window.row_stop, tile.rows, tile.pack_rows, along_rows)
-    cols = _stored_span(window.col_start, window.col_stop, tile.cols, tile.count, along_cols)
+    cols = _stored_span(window.col_start, window.col_stop, tile.cols, tile.elements, along_cols)
     if tile.axes == "c":
         rows = Span(0, 1)
     if tile.axes == "r":

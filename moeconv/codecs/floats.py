@@ -20,18 +20,18 @@ class Floats:
     name: str = "float"
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
-        return {"": Tile((str(params["dtype"]),))}
+        return {"weight": Tile((str(params["dtype"]),))}
 
     def detect(self, found: Mapping[str, TensorRef], scheme: QuantScheme) -> Params | None:
-        if set(found) == {""} and found[""].dtype in FLOAT_DTYPES:
-            return {"dtype": found[""].dtype}
+        if set(found) == {"weight"} and found["weight"].dtype in FLOAT_DTYPES:
+            return {"dtype": found["weight"].dtype}
         return None
 
     def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
-        return found[""].shape
+        return found["weight"].shape
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
     ) -> torch.Tensor:
         """Return float32 [rows, cols]; F64 rounds once."""
-        return parts[""].float()
+        return parts["weight"].float()

@@ -45,7 +45,7 @@ class Mxfp4:
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {
-            "blocks": Tile(("U8",), cols=GROUP, count=GROUP // 2, inner=(GROUP // 2,)),
+            "blocks": Tile(("U8",), cols=GROUP, elements=GROUP // 2, inner=(GROUP // 2,)),
             "scales": Tile(("U8",), cols=GROUP),
         }
 

@@ -1,0 +1,40 @@
+"""What a family is: rows that say how a published model names and arranges its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+Projections = Mapping[str, tuple[str, ...]]  # text of {proj} -> the projections it holds, in order
+
+GATE_UP_DOWN: Projections = {"gate_proj": ("gate",), "up_proj": ("up",), "down_proj": ("down",)}
+W123: Projections = {"w1": ("gate",), "w3": ("up",), "w2": ("down",)}
+PACKED: Projections = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
+
+
+class Rule(NamedTuple):
+    """One way in which experts are stored: `pattern` is what follows the layer, without the part.
+
+    `form`: dims of the decoded Hugging Face tensor, where they are not `dims`.
+    `suffix`: key suffix of what the rule holds, ".bias" for biases.
+    `parts`: the tensor's part names this rule takes; empty: any part of a codec.
+    """
+
+    pattern: str
+    dims: str
+    projections: Projections
+    form: str = ""
+    suffix: str = ""
+    parts: tuple[str, ...] = ()
+
+
+class Family(NamedTuple):
+    """One row per family of checkpoints; `model_types` as config.json (or its text_config) says."""
+
+    name: str
+    model_types: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    example: str  # a public checkpoint, or the class that writes it
+    projections: tuple[str, ...] = ("gate", "up", "down")
+    dense: tuple[str, ...] = ("mlp.down_proj",)  # one of these marks a layer without experts
+    intermediate: tuple[str, ...] = ("moe_intermediate_size", "intermediate_size")

@@ -12,6 +12,9 @@ from moeconv.types import FLOAT_DTYPES, Params, TensorRef
 if TYPE_CHECKING:
     import torch
 
+# Never the numbers of a weight: I8, U8 and the FP8 dtypes are not among them.
+RAW_DTYPES = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")
+
 
 @dataclass(frozen=True, slots=True)
 class Floats:
@@ -35,3 +38,26 @@ class Floats:
     ) -> torch.Tensor:
         """Return float32 [rows, cols]; F64 rounds once."""
         return parts["weight"].float()
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Integers and truth values (routing tables, positions): copied, never decoded."""
+
+    name: str = "raw"
+
+    def tiles(self, params: Params) -> Mapping[str, Tile]:
+        return {"weight": Tile((str(params["dtype"]),))}
+
+    def detect(self, found: Mapping[str, TensorRef], scheme: QuantScheme) -> Params | None:
+        if set(found) == {"weight"} and found["weight"].dtype in RAW_DTYPES:
+            return {"dtype": found["weight"].dtype}
+        return None
+
+    def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
+        return found["weight"].shape
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
+    ) -> torch.Tensor:
+        raise TypeError(f"{params['dtype']} is copied, not decoded")

@@ -19,7 +19,7 @@ from moeconv.families.parts import (
 from moeconv.naming import compile_pattern
 from moeconv.types import TensorRef
 
-# The first run of layers in a name: any dotted prefix that ends in one of these words, then a number.
+# The first run of layers in a name: a dotted prefix that ends in one of these words, a number.
 _LAYER = re.compile(
     r"(?P<stack>(?:\w+\.)*?(?:layers|blocks|block|blk|h|mtp|mtp_layers))"
     r"\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<rest>.+)"
@@ -27,7 +27,7 @@ _LAYER = re.compile(
 _EXPERT_WORD = re.compile(r"(^|\.)experts(\.|$)")
 
 
-class Place(NamedTuple):
+class LayerName(NamedTuple):
     """What a name says: the run of layers, the layer, and what follows."""
 
     stack: str
@@ -47,21 +47,21 @@ class Match(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """The parts of one weight while they are being collected; `name` is the base with its prefix."""
+    """The parts of one weight, being collected; `name` is the base with its prefix."""
 
     name: str
-    place: Place
+    place: LayerName
     match: Match | None
     parts: dict[str, TensorRef] = field(default_factory=dict)
     activations: list[TensorRef] = field(default_factory=list)
 
 
-def split_layer(name: str) -> Place:
+def split_layer(name: str) -> LayerName:
     """Return the place that a tensor name gives; stack "" and layer None outside of any layer."""
     found = _LAYER.fullmatch(name)
     if found is None:
-        return Place("", None, name)
-    return Place(found["stack"], int(found["layer"]), found["rest"])
+        return LayerName("", None, name)
+    return LayerName(found["stack"], int(found["layer"]), found["rest"])
 
 
 class Matcher:
@@ -149,7 +149,7 @@ def _add(group: Group, part: str, ref: TensorRef) -> None:
         group.parts[part] = ref
 
 
-def _add_other(others: dict[str, Group], name: str, place: Place, ref: TensorRef) -> None:
+def _add_other(others: dict[str, Group], name: str, place: LayerName, ref: TensorRef) -> None:
     base, part = split_part(name)
     if not part:
         base, part = name, "weight"
@@ -158,7 +158,7 @@ def _add_other(others: dict[str, Group], name: str, place: Place, ref: TensorRef
     rest = place.rest[: len(place.rest) - len(part) - 1]
     group = others.get(base)
     if group is None:
-        group = others[base] = Group(base, Place(place.stack, place.layer, rest), None)
+        group = others[base] = Group(base, LayerName(place.stack, place.layer, rest), None)
     _add(group, part, ref)
 
 

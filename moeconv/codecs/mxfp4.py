@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from moeconv.codecs.base import QuantScheme, Tile, Window
 from moeconv.types import Params, TensorRef
@@ -15,6 +15,33 @@ if TYPE_CHECKING:
 GROUP = 32  # columns per scale, OCP MX v1.0, 5.1
 # e2m1 codes 0..15, OCP MX v1.0, table 5
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+E8M0_DTYPES = ("U8", "F8_E8M0")  # the same bytes under two names
+
+
+class Naming(NamedTuple):
+    """One way of naming the two parts: `inner` is the block axis of the codes, `format` the
+    config's word without which U8 scales are not taken for exponents."""
+
+    codes: str
+    scales: str
+    code_dtypes: tuple[str, ...]
+    inner: tuple[int, ...] = ()
+    format: str = ""
+
+
+NAMINGS = (
+    Naming("blocks", "scales", ("U8",), inner=(GROUP // 2,)),  # gpt-oss
+    Naming("weight_packed", "weight_scale", ("U8",), format="mxfp4-pack-quantized"),
+    Naming("weight", "scale", ("I8", "U8")),  # DeepSeek-V4
+)
+_BY_CODES: Mapping[str, Naming] = {naming.codes: naming for naming in NAMINGS}
+
+
+def as_bytes(stored: torch.Tensor) -> torch.Tensor:
+    """Return the uint8 view of a tensor of any one-byte dtype."""
+    import torch
+
+    return stored.view(torch.uint8)
 
 
 def e8m0_values(scales: torch.Tensor) -> torch.Tensor:
@@ -39,27 +66,52 @@ def e2m1_values(packed: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Mxfp4:
-    """w[n, 32g+j] = e2m1 * 2^(s[n,g]-127). Parts by `names`: (codes, scales)."""
+    """w[n, 32g+j] = e2m1 * 2^(s[n,g]-127); `params` names the parts of codes and scales."""
 
     name: str = "mxfp4"
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
+        naming = _BY_CODES[str(params["codes"])]
         return {
-            "blocks": Tile(("U8",), cols=GROUP, elements=GROUP // 2, inner=(GROUP // 2,)),
-            "scales": Tile(("U8",), cols=GROUP),
+            naming.codes: Tile(
+                naming.code_dtypes, cols=GROUP, elements=GROUP // 2, inner=naming.inner
+            ),
+            naming.scales: Tile(E8M0_DTYPES, cols=GROUP),
         }
 
     def detect(self, found: Mapping[str, TensorRef], scheme: QuantScheme) -> Params | None:
-        return {} if set(found) == {"blocks", "scales"} else None
+        """Return the names of the parts; U8 scales beside packed codes need the config's word."""
+        for naming in NAMINGS:
+            if set(found) == {naming.codes, naming.scales} and _fits(naming, found, scheme):
+                return {"codes": naming.codes, "scales": naming.scales}
+        return None
 
     def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
-        *outer, groups, _ = found["blocks"].shape
-        return (*outer, groups * GROUP)
+        naming = _BY_CODES[str(params["codes"])]
+        stored = found[naming.codes].shape
+        outer = stored[: len(stored) - 1 - len(naming.inner)]
+        per_code = GROUP if naming.inner else 2
+        return (*outer, stored[len(outer)] * per_code)
 
     def decode(
         self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
     ) -> torch.Tensor:
-        """Return float32 [R, C] from blocks [R, C/2] and scales [R, C/32], both uint8."""
-        values = e2m1_values(parts["blocks"])  # [R, C]
-        scales = e8m0_values(parts["scales"])  # [R, C/32]
-        return values * scales.repeat_interleave(GROUP, dim=1)
+        """Return float32 [R, C] from codes [R, C/2] and scales [R, ceil(C/32)], bytes both."""
+        values = e2m1_values(as_bytes(parts[str(params["codes"])]))  # [R, C]
+        scales = e8m0_values(as_bytes(parts[str(params["scales"])]))  # [R, ceil(C/32)]
+        return values * scales.repeat_interleave(GROUP, dim=1)[:, : window.cols]
+
+
+def _fits(naming: Naming, found: Mapping[str, TensorRef], scheme: QuantScheme) -> bool:
+    """Return whether dtypes, ranks and config are those of a naming.
+
+    NVFP4 has the same packed codes: its scales are F8_E4M3, and it has a further part.
+    """
+    codes, scales = found[naming.codes], found[naming.scales]
+    return (
+        codes.dtype in naming.code_dtypes
+        and scales.dtype in E8M0_DTYPES
+        and len(codes.shape) == len(scales.shape) + len(naming.inner)
+        and len(scales.shape) >= 2
+        and (not naming.format or scheme.values.get("format") == naming.format)
+    )

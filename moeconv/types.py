@@ -35,6 +35,9 @@ DTYPE_BITS: Mapping[str, int] = {
     "F6_E3M2": 6,
 }
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+# Of the dtype of a block-quantized GGUF tensor ("GGML:Q4_K"), whose shape counts bytes. Not in the
+# table above: no safetensors file has such a dtype.
+GGML_PREFIX = "GGML:"
 
 
 class Span(NamedTuple):
@@ -122,6 +125,11 @@ def element_count(shape: tuple[int, ...]) -> int:
     return count
 
 
+def dtype_bits(dtype: str) -> int:
+    """Return the bits of one stored element."""
+    return 8 if dtype.startswith(GGML_PREFIX) else DTYPE_BITS[dtype]
+
+
 def tensor_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Return the bytes that a tensor of this dtype and shape takes (whole bytes, rounded up)."""
-    return -(-element_count(shape) * DTYPE_BITS[dtype] // 8)
+    return -(-element_count(shape) * dtype_bits(dtype) // 8)

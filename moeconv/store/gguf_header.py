@@ -16,7 +16,7 @@ from typing import NamedTuple
 from moeconv.errors import BadHeader
 from moeconv.store.gguf_values import ALIGNMENT_KEY, U32, Cursor, read_metadata
 from moeconv.store.reader import open_regular
-from moeconv.types import Json, TensorRef
+from moeconv.types import GGML_PREFIX, Json, TensorRef
 
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME_NBYTES = 256  # ggml allows 64, some of its forks 128
@@ -28,7 +28,6 @@ _COUNTS = struct.Struct("<QQ")
 _MAGIC = int.from_bytes(b"GGUF", "little")
 _INFO_TAILS = tuple(struct.Struct(f"<{rank}QIQ") for rank in range(MAX_DIMS + 1))
 _PLAIN_TYPES = frozenset(("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"))
-GGML_PREFIX = "GGML:"  # of the dtype of a block-quantized tensor, whose shape counts bytes
 
 
 class GgufHeader(NamedTuple):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from moeconv.codecs.awq import Awq
 from moeconv.codecs.base import Codec
 from moeconv.codecs.floats import Floats, Raw
 from moeconv.codecs.fp8 import Fp8Block, Fp8Channel, Fp8Tensor
 from moeconv.codecs.ggml import Ggml
+from moeconv.codecs.gptq import Gptq
+from moeconv.codecs.int_quantized import IntQuantized
 from moeconv.codecs.mxfp4 import Mxfp4
 from moeconv.codecs.mxfp8 import Mxfp8
 from moeconv.codecs.nvfp4 import Nvfp4Ct, Nvfp4Modelopt
+from moeconv.codecs.packed_int import PackedInt
 
 _ALL: tuple[Codec, ...] = (
     Floats(),
@@ -22,6 +26,10 @@ _ALL: tuple[Codec, ...] = (
     Mxfp8(),
     Nvfp4Ct(),
     Nvfp4Modelopt(),
+    PackedInt(),
+    IntQuantized(),
+    Gptq(),
+    Awq(),
     Ggml(),
 )
 

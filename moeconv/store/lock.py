@@ -1,0 +1,93 @@
+"""One run at a time in an output directory; the lock dies with its process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from moeconv import errors
+from moeconv.store import system
+
+STATE_DIRECTORY = ".moeconv"
+LOCK_NAME = "lock"
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+_OWNER_NBYTES = 4096
+
+flock = fcntl.flock
+
+
+class DirectoryLock:
+    """Holds `directory`/.moeconv/lock while in its `with` block, or raises Locked at once.
+
+    The file stays, empty, when the lock is given back: removing it could free a lock that
+    another run has taken meanwhile. Whoever removes .moeconv does so while holding the lock.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / STATE_DIRECTORY / LOCK_NAME
+        self._fd = -1
+
+    def __enter__(self) -> DirectoryLock:
+        try:
+            while self._fd < 0:
+                self._fd = self._attempt()
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except OSError as error:
+            self._release()
+            raise system.failed("lock the output directory", error, str(self.path)) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+        self._release()
+
+    def _release(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _attempt(self) -> int:
+        """Return the locked descriptor, or -1 if the file was removed while it was being locked."""
+        system.make_directories(self.path.parent)
+        fd = system.open_file(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._flock(fd)
+            locked = self._is_the_file(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not locked:
+            os.close(fd)
+            return -1
+        return fd
+
+    def _flock(self, fd: int) -> None:
+        try:
+            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _HELD:
+                hint = "this file system has no locks (flock); write to one that has"
+                raise system.failed("lock", error, str(self.path), hint) from error
+            owner = os.pread(fd, _OWNER_NBYTES, 0).decode(errors="replace")
+            raise errors.Locked(
+                f"another run holds the output directory: {owner or 'a process not named yet'}",
+                where=str(self.path),
+                hint="wait for it, stop it, or choose another directory",
+            ) from error
+
+    def _is_the_file(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self.path.stat())
+        except FileNotFoundError:
+            return False

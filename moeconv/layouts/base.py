@@ -13,7 +13,7 @@ class Fill(NamedTuple):
 
     Each lands at (at_row + k * row_step, at_col) of its slot's matrix and owns `own_rows` rows (of
     `row_step`) x `own_cols` columns there; what the source does not reach of them is zero.
-    `experts` is None where the key is no expert. `part`: a codec's part, copied as it is.
+    `experts` is None where the key is no expert.
     """
 
     stack: str
@@ -27,15 +27,13 @@ class Fill(NamedTuple):
     at_col: int = 0
     own_rows: int = 0
     own_cols: int = 0
-    part: str = ""
 
 
 class Draft(NamedTuple):
     """One output tensor of one rank: `slots` matrices [rows, cols], stored [cols, rows] if
     transposed.
 
-    `constant`: every element, where the source has no such tensor. `encode`: the target codec of
-    packed output, "" for plain numbers.
+    `constant`: every element, where the source has no such tensor.
     """
 
     name: str
@@ -48,7 +46,7 @@ class Draft(NamedTuple):
     transposed: bool = False
     constant: float | None = None
     rank: int = 0
-    encode: str = ""
+    layer: int | None = None
 
 
 class Layouted(NamedTuple):

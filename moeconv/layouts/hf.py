@@ -44,6 +44,7 @@ def _draft(weight: Weight, options: Options) -> Iterator[Draft]:
         weight.cols,
         fills,
         transposed=weight.form_transposed,
+        layer=weight.layer,
     )
 
 

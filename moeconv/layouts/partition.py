@@ -14,7 +14,7 @@ VOCAB_MULTIPLE = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
 
 
 class Part(NamedTuple):
-    """Source elements [start, stop) of an axis and the `extent` they take on the rank, zeros after."""
+    """Source elements [start, stop) of an axis; their `extent` on the rank, zeros at the end."""
 
     start: int
     stop: int
@@ -47,7 +47,7 @@ def divisors(extent: int, most: int = 64) -> list[int]:
 
 
 def even(what: str, extent: int, index: int, count: int, *, pad: bool = False) -> Part:
-    """Return part `index` of `count` equal parts; Refused unless they divide or `pad` allows ceil."""
+    """Return part `index` of `count` equal parts; Refused unless they divide or `pad` is set."""
     if extent % count and not pad:
         works = ", ".join(str(one) for one in divisors(extent))
         raise Refused(

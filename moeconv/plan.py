@@ -1,0 +1,221 @@
+"""Model + Options -> Plan: every output file, tensor and byte, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from moeconv.accounting import Accounting, account, check_drafts
+from moeconv.arrange import OutFile, arrange_hf, arrange_ranks
+from moeconv.digest import json_digest
+from moeconv.errors import Refused, UsageError
+from moeconv.layouts.base import Draft, Layouted
+from moeconv.layouts.hf import draft_hf
+from moeconv.layouts.options import Options
+from moeconv.layouts.vllm import View, draft_vllm
+from moeconv.model import Model
+from moeconv.types import Json, Weight
+
+FORMAT_VERSION = 1  # of the manifest and of how outputs are laid out
+DEFAULT_MAX_FILE_NBYTES = 5 * 10**9  # hf: as transformers' save_pretrained
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will write and from what; `digest` names it."""
+
+    model: Model
+    options: Options
+    files: tuple[OutFile, ...]
+    accounting: Accounting
+    facts: Mapping[str, Json]
+    notes: tuple[str, ...]
+    digest: str
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self.model.weights
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all output files."""
+        return sum(file.nbytes for file in self.files)
+
+
+class Layout(NamedTuple):
+    """One row of LAYOUTS: what `--layout NAME` can do."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    ranks: bool
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("hf", ("bf16", "fp16", "fp32", "keep"), False),
+    Layout("vllm", ("bf16", "fp16", "fp32"), True),
+)
+
+
+def build_plan(model: Model, options: Options) -> Plan:
+    """Return the plan; Refused for options that the model or layout does not have."""
+    layout = check_options(model, options)
+    laid_out = _draft(model, options)
+    drafts = _selected(laid_out.drafts, options)
+    if not drafts:
+        raise Refused(
+            "nothing is selected: no output tensor fits --layers, --include and --exclude",
+            hint="moeconv plan without them lists what there is",
+        )
+    check_drafts(drafts)
+    if layout.ranks:
+        files, notes = arrange_ranks(drafts, options.tp * options.dp, options.max_file_size)
+    else:
+        files, notes = arrange_hf(drafts, options.max_file_size or DEFAULT_MAX_FILE_NBYTES)
+    accounting = account(model, drafts, laid_out.unused, partial=options.partial)
+    _check_ranks(files, options)
+    return Plan(
+        model,
+        options,
+        files,
+        accounting,
+        laid_out.facts,
+        (*model.notes, *laid_out.notes, *notes),
+        _digest(model, options, files),
+    )
+
+
+def check_options(model: Model, options: Options) -> Layout:
+    """Return the layout's row; raise where an option does not go with the layout or the model."""
+    layout = next((one for one in LAYOUTS if one.name == options.layout), None)
+    if layout is None:
+        names = ", ".join(one.name for one in LAYOUTS)
+        raise UsageError(f"--layout {options.layout} is not one of {names}")
+    if options.dtype not in layout.dtypes:
+        raise Refused(
+            f"--layout {layout.name} cannot write --dtype {options.dtype}",
+            hint=f"it can write {', '.join(layout.dtypes)}",
+        )
+    for name, default in RANK_OPTIONS.items():
+        if not layout.ranks and getattr(options, name) != default:
+            raise Refused(
+                f"--{name.replace('_', '-')} goes with a layout that has ranks, not with "
+                f"--layout {layout.name}",
+                hint="--layout vllm",
+            )
+    if not options.ep:
+        for name in EP_OPTIONS:
+            if getattr(options, name) != RANK_OPTIONS[name]:
+                raise Refused(f"--{name.replace('_', '-')} needs --ep", hint="add --ep")
+    if options.layers is not None and model.sizes.layers is not None:
+        known = {weight.layer for weight in model.weights}
+        wrong = [layer for layer in options.layers if layer not in known]
+        if wrong:
+            raise Refused(
+                f"--layers names layer {wrong[0]}; the model has layers 0 to "
+                f"{max(layer for layer in known if layer is not None)}"
+            )
+    return layout
+
+
+RANK_OPTIONS: Mapping[str, Json] = {
+    "tp": 1,
+    "dp": 1,
+    "ep": False,
+    "placement": "linear",
+    "redundant_experts": 0,
+    "expert_map": None,
+    "uneven": None,
+    "pad_intermediate": None,
+    "pad_hidden": None,
+    "ranks": None,
+    "vllm_names": "routed",
+}
+EP_OPTIONS = ("placement", "redundant_experts", "expert_map")
+
+
+def _draft(model: Model, options: Options) -> Layouted:
+    if options.layout == "hf":
+        return draft_hf(_in_order(model.weights), options)
+    sizes = model.sizes
+    view = View(
+        model.family.name,
+        model.places,
+        model.expert_layers,
+        heads=sizes.heads or 1,
+        kv_heads=sizes.kv_heads or 1,
+        layers=sizes.layers or 0,
+    )
+    return draft_vllm(view, options)
+
+
+def _in_order(weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """Return the weights by run of layers, layer, expert and name, however the files order them."""
+    return tuple(
+        sorted(
+            weights,
+            key=lambda weight: (
+                weight.stack != "main",
+                weight.stack,
+                -1 if weight.layer is None else weight.layer,
+                -1 if weight.expert is None else weight.expert,
+                weight.name,
+            ),
+        )
+    )
+
+
+def _selected(drafts: Sequence[Draft], options: Options) -> tuple[Draft, ...]:
+    """Return the drafts that --layers, --experts-only, --include and --exclude leave."""
+    chosen = drafts
+    if options.layers is not None:
+        layers = set(options.layers)
+        chosen = [draft for draft in chosen if draft.layer in layers]
+    if options.experts_only:
+        chosen = [draft for draft in chosen if draft.constant is not None or _is_expert(draft)]
+    if options.include:
+        chosen = [draft for draft in chosen if _fits(draft, options.include)]
+    if options.exclude:
+        chosen = [draft for draft in chosen if not _fits(draft, options.exclude)]
+    return tuple(chosen)
+
+
+def _is_expert(draft: Draft) -> bool:
+    return any(fill.experts is not None for fill in draft.fills)
+
+
+def _fits(draft: Draft, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(draft.name, glob) for glob in globs)
+
+
+def _check_ranks(files: Sequence[OutFile], options: Options) -> None:
+    known = {file.rank for file in files}
+    wrong = sorted(set(options.ranks or ()) - known)
+    if wrong:
+        raise Refused(
+            f"--ranks names rank {wrong[0]}; there are ranks 0 to {max(known)}",
+            hint="ranks = --tp x --dp",
+        )
+
+
+def _digest(model: Model, options: Options, files: Sequence[OutFile]) -> str:
+    """Return the xxh3-128 of everything that decides the output's bytes."""
+    return json_digest(
+        {
+            "format": FORMAT_VERSION,
+            "source": model.source.fingerprint,
+            "options": option_facts(options),
+            "files": [file.describe() for file in files],
+        }
+    )
+
+
+def option_facts(options: Options) -> Mapping[str, Json]:
+    """Return the options that change bytes (or what is written), as JSON values."""
+    names = [name for name in options.__dataclass_fields__ if name != "ranks"]
+    return {name: _plain(getattr(options, name)) for name in names}
+
+
+def _plain(value: Json) -> Json:
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value

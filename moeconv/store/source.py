@@ -101,11 +101,11 @@ def open_source(path: Path, *, config: Path | None = None) -> Source:
     if path.name.endswith(".gguf"):
         return _open_gguf(path, config)
     if path.name.endswith(INDEX_SUFFIX):
-        entries = _entries(path.parent)
+        entries = list_entries(path.parent)
         choice = choose_by_index(path.parent, path.name, _weight_names(entries))
         return _assemble(path.parent, entries, choice, config)
     if path.name.endswith(SUFFIX):
-        entries = _entries(path.parent)
+        entries = list_entries(path.parent)
         if config is not None and CONFIG not in entries:
             entries = {}  # a file among strangers: what lies beside it is not of this model
         return _assemble(path.parent, entries, choose_one(path.name), config)
@@ -129,7 +129,7 @@ def _unreadable(path: Path, problem: OSError) -> BadSource:
 
 
 def _open_directory(root: Path, config: Path | None) -> Source:
-    entries = _entries(root)
+    entries = list_entries(root)
     present = _weight_names(entries)
     index = find_index(entries)
     if index is not None:
@@ -162,7 +162,7 @@ def _pickles(where: str) -> BadSource:
     )
 
 
-def _entries(root: Path) -> _Entries:
+def list_entries(root: Path) -> _Entries:
     """Return what lies in a directory by name, hidden names left out; None: a broken link."""
     found: _Entries = {}
     try:
@@ -197,7 +197,7 @@ def _assemble(root: Path, entries: _Entries, choice: Choice, config: Path | None
     if not tensors:
         raise BadSource("no tensors in the source", where=shorten(choice.names))
     configs = _read_configs(root, entries, choice.names, config)
-    auxiliary, left = _auxiliary(entries)
+    auxiliary, left = list_auxiliary(entries)
     return Source(
         root=root,
         kind="safetensors",
@@ -227,16 +227,16 @@ def _read_configs(
         for name in EXTRA_CONFIGS
         if name in entries
     }
-    extra = {name: _parse_config(data, name) for name, data in raw.items()}
+    extra = {name: parse_config_file(data, name) for name, data in raw.items()}
     inside = CONFIG in entries
     if given is not None:
         _mode_of_option(given)
         note = (f"{CONFIG} is not used: another config was given",) if inside else ()
         raw[CONFIG] = read_whole(given, str(given), _MAX_CONFIG_NBYTES)
-        return _Configs(_parse_config(raw[CONFIG], str(given)), extra, raw, note)
+        return _Configs(parse_config_file(raw[CONFIG], str(given)), extra, raw, note)
     if inside:
         raw[CONFIG] = read_whole(root / CONFIG, CONFIG, _MAX_CONFIG_NBYTES)
-        return _Configs(_parse_config(raw[CONFIG], CONFIG), extra, raw, ())
+        return _Configs(parse_config_file(raw[CONFIG], CONFIG), extra, raw, ())
     if NATIVE_CONFIG in extra and all(name.startswith("consolidated") for name in weights):
         note = (f"Mistral's own format: {NATIVE_CONFIG} stands for {CONFIG}",)
         return _Configs({}, extra, raw, note)
@@ -252,14 +252,14 @@ def _mode_of_option(path: Path) -> None:
         raise _unreadable(path, problem) from problem
 
 
-def _parse_config(data: bytes, name: str) -> Mapping[str, Json]:
+def parse_config_file(data: bytes, name: str) -> Mapping[str, Json]:
     try:
         return parse_config(data)
     except JsonProblem as problem:
         raise BadSource(f"the config {problem}", where=name, hint="download it again") from None
 
 
-def _auxiliary(entries: _Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def list_auxiliary(entries: _Entries) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the files to copy beside an output, and a note on what is left out."""
     names: list[str] = []
     left: list[str] = []

@@ -141,8 +141,8 @@ def check_headers(
 ) -> None:
     """Raise ShapeMismatch if a part has not the dtype and shape for a weight [..., rows, cols]."""
     *lead, rows, cols = shape
-    for part, ref in found.items():
-        tile = tiles[part]
+    for part, tile in tiles.items():
+        ref = found[part]
         if ref.dtype not in tile.dtypes:
             raise ShapeMismatch(
                 f"'{ref.name}' has dtype {ref.dtype}, expected {' or '.join(tile.dtypes)}",

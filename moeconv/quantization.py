@@ -16,7 +16,7 @@ from moeconv.quantization_rules import UNQUANTIZED, Declared, Rule
 from moeconv.types import Json
 
 CONFIG_FILE = "config.json"
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "expert_dtype")
 NATIVE_KEY = "quantization"  # Mistral's params.json
 DTYPE_KEYS = ("dtype", "torch_dtype")
 # Mistral's params.json "quantization", as transformers and llama.cpp read it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compressed_tensors.compressors.naive_quantized.base import FloatQuantizationCompressor
+from compressed_tensors.entrypoints.convert import FP8BlockDequantizer
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 from moeconv.codecs.base import QuantScheme
@@ -307,6 +308,15 @@ def test_compressed_tensors_decompresses_the_same(case: str) -> None:
     _, got = decode_whole(tensors, scheme)
     theirs = FloatQuantizationCompressor.decompress(dict(tensors), ct_scheme(**weights))
     assert_same(got, theirs["weight"])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(144, 200), (72, 896), (300, 128)])
+def test_compressed_tensors_pads_ragged_blocks_alike(rows: int, cols: int) -> None:
+    tensors = block_tensors(rows, cols)
+    _, got = decode_whole(tensors, BLOCK128)
+    tool = FP8BlockDequantizer(dtype=torch.float32)
+    theirs = tool._create_dequantized_weight(tensors["weight"], tensors["weight_scale_inv"])
+    assert_same(got, theirs)
 
 
 PROJ = "model.layers.{layer}.mlp.experts.{expert}.{proj}"

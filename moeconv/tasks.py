@@ -302,12 +302,12 @@ def _regions(
 
 
 def _clusters(rects: Sequence[Rect], *, transposed: bool) -> list[tuple[int, int, list[Rect]]]:
-    """Return (start, stop, rects) of runs along the output's first axis that do not touch."""
+    """Return (start, stop, rects) of runs along the output's first axis that do not overlap."""
     clusters: list[tuple[int, int, list[Rect]]] = []
     for start, stop, rect in sorted((*_extent(rect, transposed), rect) for rect in rects):
         if stop <= start:
             continue
-        if clusters and start <= clusters[-1][1]:
+        if clusters and start < clusters[-1][1]:
             low, high, group = clusters[-1]
             clusters[-1] = (low, max(high, stop), [*group, rect])
         else:

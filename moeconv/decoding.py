@@ -1,0 +1,167 @@
+"""Parts read and decoded: a codec's kernel by name, its readable reference where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moeconv.codecs import CODECS
+from moeconv.codecs.base import PartSlice, Window, part_slice
+from moeconv.kernels.cpu import KERNELS, Counts, count_nonfinite, round_to
+from moeconv.store.buffers import Buffer, BufferPool
+from moeconv.store.reader import Reader
+from moeconv.types import DTYPE_BITS, TensorRef, Weight
+
+Array = npt.NDArray[Any]
+
+# How the elements of a stored dtype lie in numpy; anything else is bytes.
+NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
+    "BF16": np.uint16,
+    "F16": np.uint16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I16": np.int16,
+    "U16": np.uint16,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I64": np.int64,
+    "U64": np.uint64,
+}
+
+
+class PartRead(NamedTuple):
+    """The bytes of a part that a window needs: `count` runs of `run` bytes every `stride` bytes."""
+
+    part: str
+    ref: TensorRef
+    offset: int
+    stride: int
+    run: int
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.run * self.count
+
+
+def element_nbytes(dtype: str) -> int:
+    """Return the bytes of one stored element; GGML blocks are stored as bytes."""
+    return DTYPE_BITS.get(dtype, 8) // 8
+
+
+def part_reads(weight: Weight, slot: int, window: Window) -> tuple[PartRead, ...]:
+    """Return what to read for a block-aligned window of one slot of a weight."""
+    tiles = CODECS[weight.codec].tiles(weight.params)
+    reads = []
+    for part, tile in tiles.items():
+        ref = weight.parts.get(part)
+        if ref is not None:
+            reads.append(_read(part, ref, slot, part_slice(tile, window, weight)))
+    return tuple(reads)
+
+
+def _read(part: str, ref: TensorRef, slot: int, wanted: PartSlice) -> PartRead:
+    width = element_nbytes(ref.dtype)
+    majors, minors = wanted.extent
+    stride = minors * width
+    start = ref.offset + slot * majors * stride + wanted.major.start * stride
+    if wanted.minor.length == minors:  # whole lines lie side by side
+        return PartRead(part, ref, start, stride, stride, wanted.major.length)
+    run = wanted.minor.length * width
+    start += wanted.minor.start * width
+    return PartRead(part, ref, start, stride, run, wanted.major.length)
+
+
+def read_part(reader: Reader, read: PartRead, buffer: Buffer) -> Array:
+    """Return the part's elements [major, minor] read into the buffer."""
+    if read.stride == read.run:
+        reader.read_into(read.ref.file, read.offset, buffer.array)
+    else:
+        reader.read_strided(
+            read.ref.file, read.offset, read.stride, read.run, read.count, buffer.array
+        )
+    dtype = NUMPY_DTYPES.get(read.ref.dtype, np.uint8)
+    return (
+        buffer.array.view(dtype).reshape(read.count, -1)
+        if read.nbytes
+        else np.empty((read.count, 0), dtype)
+    )
+
+
+def read_parts(
+    reader: Reader, pool: BufferPool, reads: tuple[PartRead, ...], phase: int = 0
+) -> tuple[dict[str, Array], list[Buffer]]:
+    """Return every part's elements, and the buffers to give back when they are done with."""
+    buffers: list[Buffer] = []
+    parts: dict[str, Array] = {}
+    for read in reads:
+        buffer = pool.take(read.nbytes, phase)
+        buffers.append(buffer)
+        parts[read.part] = read_part(reader, read, buffer)
+    return parts, buffers
+
+
+def is_copy(weight: Weight, dtype: str) -> bool:
+    """Return whether a weight's stored elements are its output elements."""
+    return weight.codec in ("float", "raw") and weight.params["dtype"] == dtype
+
+
+def decode_window(
+    weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+) -> Counts:
+    """Fill out [rows, cols] (bits for BF16 and F16) with a decoded window; return what it holds."""
+    turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts
+    kernel = KERNELS.get(weight.codec)
+    if kernel is not None and not weight.transposed:
+        return kernel(parts, window, weight.params, dtype, out)
+    if weight.codec == "float" and kernel is not None:
+        # Element by element: decode as stored, then turn.
+        stored = np.empty(parts["weight"].shape, out.dtype)
+        flipped = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+        counts = kernel(parts, flipped, weight.params, dtype, stored)
+        out[...] = stored.T
+        return counts
+    return _reference(weight, turned, window, dtype, out)
+
+
+def _reference(
+    weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+) -> Counts:
+    """Decode with the codec's readable reference, rounding once at the end."""
+    import torch
+
+    tensors = {
+        part: _as_torch(np.ascontiguousarray(array), weight.parts[part].dtype)
+        for part, array in parts.items()
+    }
+    codec = CODECS[weight.codec]
+    with torch.no_grad():
+        values = codec.decode(tensors, window, weight.params)
+    return round_to(dtype, np.ascontiguousarray(values.float().numpy()), out)
+
+
+def _as_torch(array: Array, dtype: str) -> Any:
+    """Return a tensor over an array; the floating 16-bit and 8-bit dtypes viewed as such."""
+    import torch
+
+    views = {
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E8M0": torch.float8_e8m0fnu,
+        "I8": torch.int8,
+    }
+    tensor = torch.from_numpy(array)
+    return tensor.view(views[dtype]) if dtype in views else tensor
+
+
+def count_copied(array: Array, dtype: str) -> Counts:
+    """Return what copied elements hold; integers hold no NaN."""
+    if dtype not in ("BF16", "F16", "F32"):
+        return Counts(0, 0, 0)
+    nan, inf = count_nonfinite(array, dtype)
+    return Counts(nan, inf, 0)

@@ -1,0 +1,195 @@
+"""One task: read its parts, decode them, write every region that they feed, digest it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from moeconv.decoding import (
+    count_copied,
+    decode_window,
+    is_copy,
+    part_reads,
+    read_parts,
+)
+from moeconv.errors import NonFiniteValue
+from moeconv.kernels.cpu import Counts, copy_into
+from moeconv.kernels.cpu.floats import round_to
+from moeconv.store.buffers import Buffer, BufferPool
+from moeconv.store.reader import Reader
+from moeconv.store.writer import OutputFile
+from moeconv.steps import Piece, Work, piece_nbytes, pieces
+from moeconv.tasks import Rect, Region
+from moeconv.types import Weight
+
+Array = npt.NDArray[Any]
+
+# The array element that holds one output element.
+ELEMENTS: Mapping[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+FLOAT_VIEWS = {"F32": np.float32, "F64": np.float64}
+
+
+class Done(NamedTuple):
+    """A finished task: the xxh3-128 of each region written, and what its experts held."""
+
+    digests: tuple[tuple[int, str], ...]  # (index of the region, hex)
+    nan: int
+    inf: int
+
+
+class Context(NamedTuple):
+    """What all tasks of a run share."""
+
+    reader: Reader
+    pool: BufferPool
+    outputs: Mapping[int, OutputFile]  # only of the files that this run writes
+    max_nbytes: int
+    nonfinite: str
+
+
+def process(work: Work, context: Context) -> Done:
+    """Do a task; only its regions in `context.outputs` are written.
+
+    Raises NonFiniteValue, IOFailed, BadSource.
+    """
+    wanted = work._replace(
+        task=work.task._replace(
+            regions=tuple(region for region in work.task.regions if region.file in context.outputs)
+        )
+    )
+    hashes = [xxhash.xxh3_128() for _ in wanted.task.regions]
+    nan = inf = 0
+    for piece in pieces(wanted, context.max_nbytes):
+        counts = _Piece(wanted, piece, context).run(hashes)
+        nan += counts.nan
+        inf += counts.inf
+    kept = [i for i, region in enumerate(work.task.regions) if region.file in context.outputs]
+    digests = tuple((index, one.hexdigest()) for index, one in zip(kept, hashes, strict=True))
+    return Done(digests, nan, inf)
+
+
+def task_nbytes(work: Work, max_nbytes: int) -> int:
+    """Return the most bytes that a task has in memory at once."""
+    return max(piece_nbytes(work, piece) for piece in pieces(work, max_nbytes))
+
+
+class _Piece:
+    """One piece in memory: decoded windows by member and dtype, then its regions."""
+
+    def __init__(self, work: Work, piece: Piece, context: Context) -> None:
+        self.work = work
+        self.piece = piece
+        self.context = context
+        self.buffers: list[Buffer] = []
+
+    def run(self, hashes: Sequence[Any]) -> Counts:
+        """Decode and write the piece; return what its experts hold."""
+        try:
+            decoded, counts = self.decode()
+            for index, region in self.piece.regions:
+                data = self.assemble(region, decoded)
+                self.context.outputs[region.file].write(region.offset, data)
+                hashes[index].update(data)
+            return counts
+        finally:
+            for buffer in self.buffers:
+                buffer.give()
+
+    def take(self, nbytes: int, phase: int = 0) -> npt.NDArray[np.uint8]:
+        """Return memory that is given back when the piece is done."""
+        buffer = self.context.pool.take(nbytes, phase)
+        self.buffers.append(buffer)
+        return buffer.array
+
+    def decode(self) -> tuple[dict[tuple[int, str], Array], Counts]:
+        """Return (member, dtype) -> elements [rows, cols] as bits, and the experts' counts."""
+        decoded: dict[tuple[int, str], Array] = {}
+        nan = inf = 0
+        dtypes = sorted({self.work.dtype(region) for _, region in self.piece.regions})
+        phase = self.piece.regions[0][1].offset if self.piece.regions else 0
+        members = zip(self.work.task.members, self.work.weights, self.piece.windows, strict=True)
+        for index, (member, weight, window) in enumerate(members):
+            reads = part_reads(weight, member.slot, window)
+            parts, buffers = read_parts(self.context.reader, self.context.pool, reads, phase)
+            self.buffers += buffers
+            for number, dtype in enumerate(dtypes):
+                if is_copy(weight, dtype):
+                    stored = parts["weight"]
+                    array = stored.T if weight.transposed else stored
+                    counts = count_copied(stored, dtype) if weight.is_expert else Counts(0, 0, 0)
+                else:
+                    width = 4 if dtype == "F32" else 2
+                    memory = self.take(window.rows * window.cols * width, phase)
+                    out = memory.view(FLOAT_VIEWS.get(dtype, np.uint16))
+                    array = out.reshape(window.rows, window.cols)
+                    counts = decode_window(weight, parts, window, dtype, array)
+                    self.check_overflow(weight, dtype, counts)
+                decoded[index, dtype] = array.view(ELEMENTS[array.itemsize])
+                if weight.is_expert and number == 0:
+                    nan, inf = nan + counts.nan, inf + counts.inf
+        return decoded, Counts(nan, inf, 0)
+
+    def check_overflow(self, weight: Weight, dtype: str, counts: Counts) -> None:
+        """Raise NonFiniteValue where finite values became Inf, unless --nonfinite keep."""
+        if counts.overflow and self.context.nonfinite == "error":
+            ref = next(iter(weight.parts.values()))
+            raise NonFiniteValue(
+                f"{counts.overflow} finite values of '{weight.name}' are too large for {dtype}",
+                where=ref.file,
+                hint="--dtype bf16 holds them; --nonfinite keep writes them as Inf",
+            )
+
+    def assemble(
+        self, region: Region, decoded: Mapping[tuple[int, str], Array]
+    ) -> npt.NDArray[np.uint8]:
+        """Return a region's bytes: a view of the decoded values where they lie as they should."""
+        dtype = self.work.dtype(region)
+        tensor = self.work.files[region.file].tensors[region.tensor]
+        if tensor.draft.constant is not None:
+            return _constant(dtype, tensor.draft.constant, region.nbytes)
+        transposed = tensor.draft.transposed
+        if len(region.rects) == 1 and not transposed:
+            view = self.source(region.rects[0], decoded, dtype)
+            if view.flags.c_contiguous and view.nbytes == region.nbytes:
+                return view.reshape(-1).view(np.uint8)
+        memory = self.take(region.nbytes, region.offset)
+        filled = sum(rect.rows.length * rect.cols.length for rect in region.rects)
+        lines = region.stop - region.start
+        itemsize = next(iter(decoded.values())).itemsize
+        if filled * itemsize != region.nbytes:
+            memory[:] = 0
+        matrix = memory.view(ELEMENTS[itemsize]).reshape(lines, -1)
+        if transposed:
+            matrix = matrix.T
+        for rect in region.rects:
+            row = rect.at_row - (0 if transposed else region.start)
+            col = rect.at_col - (region.start if transposed else 0)
+            rows = slice(row, row + rect.rows.length * rect.row_step, rect.row_step)
+            target = matrix[rows, col : col + rect.cols.length]
+            if target.size:
+                copy_into(target, self.source(rect, decoded, dtype))
+        return memory
+
+    def source(self, rect: Rect, decoded: Mapping[tuple[int, str], Array], dtype: str) -> Array:
+        """Return the view of the decoded window that a rectangle takes."""
+        window = self.piece.windows[rect.member]
+        rows = slice(
+            rect.rows.start - window.row_start, rect.rows.stop - window.row_start, rect.rows.step
+        )
+        cols = slice(rect.cols.start - window.col_start, rect.cols.stop - window.col_start)
+        return decoded[rect.member, dtype][rows, cols]
+
+
+def _constant(dtype: str, value: float, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a tensor whose elements are all `value`."""
+    width = 4 if dtype == "F32" else 2
+    source = np.full((1, nbytes // width), value, np.float32)
+    if dtype == "F32":
+        return source.reshape(-1).view(np.uint8)
+    out = np.empty(source.shape, np.uint16)
+    round_to(dtype, source, out)
+    return out.reshape(-1).view(np.uint8)

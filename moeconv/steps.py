@@ -1,0 +1,189 @@
+"""A task in pieces that fit in memory: runs of rows (of columns, where the output is transposed).
+
+Pieces come in the order of the bytes that they write, so that a region's digest is taken in one
+pass; the digests do not depend on how small the pieces are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import lcm
+from typing import NamedTuple
+
+from moeconv.arrange import OutFile
+from moeconv.codecs import CODECS
+from moeconv.codecs.base import Window, block_of
+from moeconv.decoding import is_copy, part_reads
+from moeconv.kernels.cpu import KERNELS
+from moeconv.tasks import Rect, Region, Task
+from moeconv.types import DTYPE_BITS, Span, Weight
+
+REFERENCE_NBYTES = 24  # per element: what a codec's reference holds while it decodes
+
+
+class Piece(NamedTuple):
+    """What is in memory at once: a window per member, and (index of the region, its part)."""
+
+    windows: tuple[Window, ...]
+    regions: tuple[tuple[int, Region], ...]
+
+
+class Work(NamedTuple):
+    """A task with what it refers to."""
+
+    task: Task
+    weights: tuple[Weight, ...]  # of its members
+    files: Sequence[OutFile]
+
+    @property
+    def transposed(self) -> bool:
+        return any(
+            self.files[region.file].tensors[region.tensor].draft.transposed
+            for region in self.task.regions
+        )
+
+    def line_nbytes(self, region: Region) -> int:
+        """Return the bytes of one row of a region's output matrix."""
+        return region.nbytes // max(region.stop - region.start, 1)
+
+    def dtype(self, region: Region) -> str:
+        """Return the dtype that a region is written in."""
+        return self.files[region.file].tensors[region.tensor].draft.dtype
+
+
+def piece_nbytes(work: Work, piece: Piece) -> int:
+    """Return the most bytes that a piece has in memory: parts, decoded values, regions."""
+    total = sum(region.nbytes for _, region in piece.regions)
+    dtypes = {work.dtype(region) for _, region in piece.regions}
+    for member, weight, window in zip(work.task.members, work.weights, piece.windows, strict=True):
+        total += sum(read.nbytes for read in part_reads(weight, member.slot, window))
+        elements = window.rows * window.cols
+        for dtype in dtypes:
+            if not is_copy(weight, dtype):
+                total += elements * DTYPE_BITS[dtype] // 8
+        if weight.codec not in KERNELS and not all(is_copy(weight, dtype) for dtype in dtypes):
+            total += elements * REFERENCE_NBYTES
+    return total
+
+
+def pieces(work: Work, max_nbytes: int) -> tuple[Piece, ...]:
+    """Return the task in pieces of at most max_nbytes each, as far as its blocks allow."""
+    whole = _whole(work)
+    nbytes = piece_nbytes(work, whole)
+    if nbytes <= max_nbytes or not work.weights:
+        return (whole,)
+    length, block = _split_axis(work)
+    if length <= block:
+        return (whole,)
+    count = -(-nbytes // max_nbytes)
+    step = max(length // count // block, 1) * block
+    return tuple(_piece(work, Span(at, min(at + step, length))) for at in range(0, length, step))
+
+
+def floor_nbytes(work: Work) -> int:
+    """Return the bytes of the smallest piece that a task can be cut into."""
+    whole = _whole(work)
+    if not work.weights:
+        return piece_nbytes(work, whole)
+    length, block = _split_axis(work)
+    if length <= block:
+        return piece_nbytes(work, whole)
+    return piece_nbytes(work, _piece(work, Span(0, block)))
+
+
+def _whole(work: Work) -> Piece:
+    windows = tuple(
+        Window(member.rows.start, member.rows.stop, 0, weight.cols)
+        for member, weight in zip(work.task.members, work.weights, strict=True)
+    )
+    return Piece(windows, tuple(enumerate(work.task.regions)))
+
+
+def _split_axis(work: Work) -> tuple[int, int]:
+    """Return (length, block) of the axis along which a task is cut; (1, 1) where it cannot be."""
+    block_rows = block_cols = 1
+    for weight in work.weights:
+        tiles = tuple(CODECS[weight.codec].tiles(weight.params).values())
+        rows, cols = block_of(tiles, weight.rows, weight.cols)
+        block_rows, block_cols = lcm(block_rows, rows), lcm(block_cols, cols)
+    if work.transposed:
+        lengths = {weight.cols for weight in work.weights}
+        return (lengths.pop(), block_cols) if len(lengths) == 1 else (1, 1)
+    steps = [rect.rows.step for region in work.task.regions for rect in region.rects]
+    extents = {member.rows for member in work.task.members}
+    if len(extents) != 1:
+        return 1, 1
+    return extents.pop().length, lcm(block_rows, *steps)
+
+
+def _piece(work: Work, span: Span) -> Piece:
+    """Return the piece for `span` of the split axis, counted from the members' first row."""
+    if work.transposed:
+        windows = tuple(Window(0, weight.rows, span.start, span.stop) for weight in work.weights)
+        cut = [_cut_columns(region, span) for region in work.task.regions]
+    else:
+        first = work.task.members[0].rows.start
+        rows = Span(first + span.start, first + span.stop)
+        windows = tuple(Window(rows.start, rows.stop, 0, weight.cols) for weight in work.weights)
+        cut = [_cut_rows(region, rows) for region in work.task.regions]
+    regions = tuple(
+        (index, _placed(work, whole, rects))
+        for index, (whole, rects) in enumerate(zip(work.task.regions, cut, strict=True))
+        if rects
+    )
+    return Piece(windows, regions)
+
+
+def _cut_rows(region: Region, rows: Span) -> tuple[Rect, ...]:
+    cut = []
+    for rect in region.rects:
+        length, step = rect.rows.length, rect.rows.step
+        first = min(max(-(-(rows.start - rect.rows.start) // step), 0), length)
+        last = min(max(-(-(rows.stop - rect.rows.start) // step), 0), length)
+        is_end = (first < last == length) or (length == 0 and rows.start == 0)
+        padding = rect.own_rows - length if is_end else 0
+        if last - first + padding > 0:
+            start = rect.rows.start + first * step
+            cut.append(
+                rect._replace(
+                    rows=Span(start, start + (last - first) * step, step),
+                    at_row=rect.at_row + first * rect.row_step,
+                    own_rows=last - first + padding,
+                )
+            )
+    return tuple(cut)
+
+
+def _cut_columns(region: Region, cols: Span) -> tuple[Rect, ...]:
+    cut = []
+    for rect in region.rects:
+        start, stop = max(rect.cols.start, cols.start), min(rect.cols.stop, cols.stop)
+        is_end = stop == rect.cols.stop and start <= stop
+        padding = rect.own_cols - rect.cols.length if is_end else 0
+        if stop - start + padding > 0 and start <= stop:
+            cut.append(
+                rect._replace(
+                    cols=Span(start, stop),
+                    at_col=rect.at_col + start - rect.cols.start,
+                    own_cols=stop - start + padding,
+                )
+            )
+    return tuple(cut)
+
+
+def _placed(work: Work, whole: Region, rects: Sequence[Rect]) -> Region:
+    """Return the part of a region that some of its rectangles fill."""
+    if work.transposed:
+        start = min(rect.at_col for rect in rects)
+        stop = max(rect.at_col + rect.own_cols for rect in rects)
+    else:
+        start = min(rect.at_row for rect in rects)
+        stop = max(rect.at_row + max(rect.own_rows - 1, 0) * rect.row_step + 1 for rect in rects)
+    line = work.line_nbytes(whole)
+    return whole._replace(
+        start=start,
+        stop=stop,
+        offset=whole.offset + (start - whole.start) * line,
+        nbytes=(stop - start) * line,
+        rects=tuple(rects),
+    )

@@ -148,6 +148,15 @@ def _read(path: Path) -> tuple[Header, list[Entry], int, int] | None:
         return None
     except OSError as error:
         raise system.failed("read the journal", error, str(path)) from error
+    payloads, end, check = _proven(data)
+    if not payloads:
+        return None
+    header = _header(json.loads(payloads[0]), path)
+    return header, [_entry(json.loads(payload)) for payload in payloads[1:]], end, check
+
+
+def _proven(data: bytes) -> tuple[list[bytes], int, int]:
+    """Return the payloads before the first bad line, the bytes they take, the last checksum."""
     payloads, end, check = [], 0, 0
     for line in data.split(b"\n")[:-1]:
         payload = line[_CHECK_DIGITS + 1 :]
@@ -156,10 +165,7 @@ def _read(path: Path) -> tuple[Header, list[Entry], int, int] | None:
             break
         payloads.append(payload)
         end, check = end + len(expected), next_check
-    if not payloads:
-        return None
-    header = _header(json.loads(payloads[0]), path)
-    return header, [_entry(json.loads(payload)) for payload in payloads[1:]], end, check
+    return payloads, end, check
 
 
 def _line(payload: bytes, previous: int) -> tuple[bytes, int]:

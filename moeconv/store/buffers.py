@@ -19,7 +19,7 @@ Bytes = npt.NDArray[np.uint8]
 PAGE_NBYTES = 4096
 SMALLEST_CLASS_NBYTES = 64 << 10
 STEPS_PER_OCTAVE = 4  # sizes 2^k * (1, 1.25, 1.5, 1.75): at most a quarter unused, and untouched
-HUGE_NBYTES = 4 << 20
+HUGE_NBYTES = 4 << 20  # huge pages from here on: they fill several times faster
 
 
 def aligned(nbytes: int, phase: int = 0) -> Bytes:

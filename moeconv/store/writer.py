@@ -23,10 +23,10 @@ from moeconv.store.cached import CachedWriter
 
 PARTIAL_SUFFIX = ".partial"
 DIRECT_MIN_NBYTES = 64 << 10  # below it the cache merges small writes better than the disk
-BOUNCE_NBYTES = 1 << 20  # stays in the second-level cache between the copy and the write
+BOUNCE_NBYTES = 2 << 20  # about the second-level cache, between the copy and the write
 COPY_NBYTES = 4 << 20
 
-_BOUNCES = BufferPool(max_bytes=16 * BOUNCE_NBYTES)
+_BOUNCES = BufferPool(max_bytes=8 * BOUNCE_NBYTES)
 _PIECES = BufferPool(max_bytes=2 * COPY_NBYTES)
 
 
@@ -190,14 +190,17 @@ class OutputFile:
         return system.failed(action, error, where, hint)
 
     def _missing_nbytes(self, nbytes: int) -> int:
-        """Return how many bytes the disk lacks for what is left of this file, `nbytes` at least."""
+        """Return how many bytes the disk lacks for what is left of this file.
+
+        `nbytes` where that cannot be known, as under a quota.
+        """
         try:
             stat = os.fstat(self._cached_fd)
             disk = os.fstatvfs(self._cached_fd)
         except OSError:
             return nbytes
         unreserved = max(self.nbytes - stat.st_blocks * 512, 0)
-        missing = max(unreserved, nbytes) - disk.f_bavail * disk.f_frsize
+        missing = unreserved - disk.f_bavail * disk.f_frsize
         return missing if missing > 0 else nbytes
 
 

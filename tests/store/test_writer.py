@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moeconv.errors import IOFailed
+from moeconv.store import cached, system, writer
+from moeconv.store.buffers import PAGE_NBYTES, Bytes, aligned
+from moeconv.store.writer import OutputFile, copy_file, partial_path, write_small_file
+from tests.store.faults import failing, is_direct
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def junk(nbytes: int, seed: int = 0) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    if request.param == "disk":
+        yield tmp_path
+        return
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        pytest.skip("no writable /dev/shm")
+    path = shm / f"moeconv-{os.getpid()}-{tmp_path.name}"
+    path.mkdir()
+    yield path
+    for child in path.iterdir():
+        child.unlink()
+    path.rmdir()
+
+
+def no_direct(patch: pytest.MonkeyPatch, how: str) -> None:
+    """Take direct I/O away: refused at open, refused at the first write, or by the platform."""
+    real_open, real_pwrite = system.open_file, system.pwrite
+
+    def open_file(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & system.DIRECT_FLAG:
+            raise OSError(errno.EINVAL, "no O_DIRECT here")
+        return real_open(path, flags, mode)
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if is_direct(fd):
+            raise OSError(errno.EINVAL, "wants other alignment")
+        return real_pwrite(fd, data, offset)
+
+    if how == "open":
+        patch.setattr(system, "open_file", open_file)
+    elif how == "write":
+        patch.setattr(system, "pwrite", pwrite)
+    else:
+        patch.setattr(system, "DIRECT_FLAG", 0)
+
+
+def in_threads(jobs: list[Callable[[], None]]) -> None:
+    failures: list[Exception] = []
+
+    def run(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except (OSError, IOFailed) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def write_cut(output: OutputFile, data: Bytes, cuts: list[int], thread_count: int) -> None:
+    """Write `data` in ranges that meet at `cuts`, neighbours in different threads at once."""
+    edges = sorted({0, data.size, *cuts})
+    ranges = list(itertools.pairwise(edges))
+    start = threading.Barrier(thread_count)
+
+    def job(mine: list[tuple[int, int]]) -> Callable[[], None]:
+        def run() -> None:
+            start.wait()
+            for low, high in mine:
+                output.write(low, data[low:high])
+
+        return run
+
+    in_threads([job(ranges[k::thread_count]) for k in range(thread_count)])
+
+
+WAYS = ("direct", "open", "write", "platform", "asked")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_neighbours_that_share_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way not in ("direct", "asked"):
+        no_direct(monkeypatch, way)
+    data = junk(6 * MIB + 1234)
+    rng = np.random.default_rng(5)
+    # w13 % 4096 = 2048, as an expert's fill at TP=8; and any byte.
+    cuts = [*range(2048, data.size, 70 * KIB + 2048), *rng.integers(0, data.size, 60).tolist()]
+    with OutputFile(folder / "a.bin", data.size, direct=way != "asked") as output:
+        write_cut(output, data, cuts, thread_count=8)
+        assert output.direct <= (way == "direct")
+        output.sync()
+        output.commit()
+    assert (folder / "a.bin").read_bytes() == data.tobytes()
+    assert not output.partial.exists()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.integers(0, MIB + 77), max_size=12), st.integers(0, 4095), st.booleans())
+def test_any_cuts_from_any_address(
+    tmp_path: Path, cuts: list[int], phase: int, direct: bool
+) -> None:
+    data = aligned(MIB + 77, phase)
+    data[:] = junk(data.size)
+    with OutputFile(tmp_path / "a.bin", data.size, direct=direct) as output:
+        write_cut(output, data, cuts, thread_count=3)
+        output.commit()
+    assert (tmp_path / "a.bin").read_bytes() == data.tobytes()
+
+
+CALLS = (  # offset, length, address modulo a page -> (direct, nbytes) of each call, in order
+    (0, 64 * KIB, 0, [(True, 64 * KIB)]),
+    (0, 64 * KIB - 1, 0, [(False, 64 * KIB - 1)]),
+    (4096, 128 * KIB, 16, [(True, 128 * KIB)]),
+    (100, 128 * KIB, 100, [(False, 3996), (True, 124 * KIB), (False, 100)]),
+    (100, 66 * KIB, 100, [(False, 66 * KIB)]),
+    (4096, 3 * MIB + 5, 1, [(True, 2 * MIB), (True, MIB), (False, 5)]),
+    (4096, 3 * MIB + 5, 0, [(True, 3 * MIB), (False, 5)]),
+)
+
+
+@pytest.mark.parametrize(("offset", "nbytes", "phase", "expected"), CALLS)
+def test_whole_pages_go_direct_and_partial_ones_through_the_cache(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offset: int,
+    nbytes: int,
+    phase: int,
+    expected: list[tuple[bool, int]],
+) -> None:
+    calls = []
+    real = system.pwrite
+
+    def pwrite(fd: int, data: memoryview, at: int) -> int:
+        direct = is_direct(fd)
+        where = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+        assert not direct or {x % PAGE_NBYTES for x in (at, len(data), where)} == {0}
+        calls.append((direct, len(data)))
+        return real(fd, data, at)
+
+    with OutputFile(tmp_path / "a.bin", 4 * MIB) as output:
+        if not output.direct:
+            pytest.skip("this file system has no O_DIRECT")
+        monkeypatch.setattr(system, "pwrite", pwrite)
+        output.write(offset, aligned(nbytes, phase))
+    assert calls == expected
+
+
+def test_bytes_of_any_kind_and_none(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "a.bin", 20) as output:
+        output.write(0, memoryview(b"01234"))
+        output.write(5, np.frombuffer(b"56789", np.uint8))
+        output.write(10, np.frombuffer(b"abcdefghij", np.uint8).reshape(2, 5))
+        output.write(20, memoryview(b""))
+        output.write(20, np.empty(0, np.uint8))
+        for offset, nbytes in ((-1, 1), (20, 1), (19, 2)):
+            with pytest.raises(ValueError, match="outside"):
+                output.write(offset, aligned(nbytes))
+        output.commit()
+    assert (tmp_path / "a.bin").read_bytes() == b"0123456789abcdefghij"
+
+
+def test_the_space_is_reserved_at_once_and_reads_as_zeros(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "a.bin", 3 * MIB + 1) as output:
+        stat = output.partial.stat()
+        assert stat.st_size == 3 * MIB + 1
+        assert stat.st_blocks * 512 >= 3 * MIB + 1
+        output.commit()
+    assert (tmp_path / "a.bin").read_bytes() == bytes(3 * MIB + 1)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_cannot_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(system, "fallocate", failing(code))
+    with OutputFile(tmp_path / "a.bin", MIB) as output:
+        assert output.partial.stat().st_size == MIB
+        output.write(0, junk(MIB))
+        output.commit()
+    assert (tmp_path / "a.bin").read_bytes() == junk(MIB).tobytes()
+
+
+RESUMES = (  # bytes there before (None: no file), resume -> resumed
+    (None, True, False),
+    (None, False, False),
+    (100_000, True, True),
+    (100_000, False, False),
+    (0, True, False),
+    (99_999, True, False),
+    (100_001, True, False),
+)
+
+
+@pytest.mark.parametrize(("before", "resume", "resumed"), RESUMES)
+def test_resuming(tmp_path: Path, before: int | None, resume: bool, resumed: bool) -> None:
+    final = tmp_path / "a.bin"
+    if before is not None:
+        partial_path(final).write_bytes(b"x" * before)
+    with OutputFile(final, 100_000, resume=resume) as output:
+        assert output.resumed is resumed
+        output.write(70_000, junk(10_000))
+        output.commit()
+    found = final.read_bytes()
+    assert len(found) == 100_000
+    assert found[70_000:80_000] == junk(10_000).tobytes()
+    if resumed or not resume:
+        assert set(found[:70_000]) == ({ord("x")} if resumed else {0})
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o022, 0o644), (0o077, 0o600)])
+def test_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with OutputFile(tmp_path / "new/deep/a.bin", 10) as output:
+            output.commit()
+        write_small_file(tmp_path / "b.json", b"{}")
+        source = tmp_path / "tokenizer.json"
+        source.write_bytes(b"t")
+        source.chmod(0o400)
+        copy_file(source, tmp_path / "c.json")
+    finally:
+        os.umask(before)
+    for name in ("new/deep/a.bin", "b.json", "c.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_commit_to_another_name_and_over_an_old_file(tmp_path: Path) -> None:
+    (tmp_path / "b.bin").write_bytes(b"old")
+    with OutputFile(tmp_path / "a.bin", 3) as output:
+        output.write(0, memoryview(b"new"))
+        assert (tmp_path / "b.bin").read_bytes() == b"old"
+        output.commit(tmp_path / "b.bin")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
+    assert (tmp_path / "b.bin").read_bytes() == b"new"
+
+
+def test_the_plain_path_keeps_dirty_pages_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached, "PIECE_NBYTES", MIB)
+    monkeypatch.setattr(cached, "DIRTY_NBYTES", 3 * MIB)
+    dirty: dict[int, int] = {}
+    peak = []
+
+    def start(_fd: int, offset: int, nbytes: int) -> None:
+        dirty[offset] = nbytes
+        peak.append(sum(dirty.values()))
+
+    monkeypatch.setattr(system, "start_writeback", start)
+    monkeypatch.setattr(system, "await_writeback", lambda _fd, offset, _nbytes: dirty.pop(offset))
+    with OutputFile(tmp_path / "a.bin", 12 * MIB, direct=False) as output:
+        for turn in range(6):
+            output.write(turn * 2 * MIB, aligned(2 * MIB))
+    assert len(peak) == 12
+    assert max(peak) == 4 * MIB
+    assert sum(dirty.values()) == 3 * MIB
+
+
+@pytest.mark.parametrize("name", ["start_writeback", "await_writeback"])
+def test_without_sync_file_range_it_still_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(cached, "DIRTY_NBYTES", 128 * KIB)
+    monkeypatch.setattr(system, name, failing(errno.ENOSYS))
+    with OutputFile(tmp_path / "a.bin", MIB, direct=False) as output:
+        for offset in range(0, MIB, 128 * KIB):
+            output.write(offset, junk(MIB)[offset : offset + 128 * KIB])
+        output.commit()
+    assert (tmp_path / "a.bin").read_bytes() == junk(MIB).tobytes()
+
+
+def test_small_files_and_copies(tmp_path: Path) -> None:
+    write_small_file(tmp_path / "a.json", b"one")
+    write_small_file(tmp_path / "a.json", b"")
+    assert (tmp_path / "a.json").read_bytes() == b""
+    for nbytes in (0, 1, 4096, 9 * MIB + 17):
+        (tmp_path / "src").write_bytes(junk(nbytes).tobytes())
+        copy_file(tmp_path / "src", tmp_path / "dst")
+        assert (tmp_path / "dst").read_bytes() == junk(nbytes).tobytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "dst", "src"]
+
+
+def test_copying_is_bounded_in_memory(tmp_path: Path) -> None:
+    with (tmp_path / "src").open("wb") as source:
+        source.truncate(200 * MIB)
+    before = writer._PIECES.idle_nbytes
+    tracemalloc.start()
+    copy_file(tmp_path / "src", tmp_path / "dst")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < MIB  # what is not in the pool
+    assert writer._PIECES.idle_nbytes <= max(before, 2 * writer.COPY_NBYTES)
+    assert writer._BOUNCES.idle_nbytes <= 8 * writer.BOUNCE_NBYTES

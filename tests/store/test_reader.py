@@ -98,29 +98,24 @@ def packed(offset: int, stride: int, run: int, count: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("offset", "stride", "run", "count", "reads"),
+    ("runs", "reads"),
     [
-        (3, 8, 8, 100, 1),  # no gaps
-        (3, 9, 8, 100, 1),  # small gaps
-        (3, 4000, 10, 100, 1),  # large gaps, a small span
-        (3, 200_000, 10, 14, 14),  # large gaps, a large span
-        (3, 200_000, 60_000, 14, 1),  # the gaps cost less than the calls
-        (0, 1, 1, 1, 1),
-        (NBYTES - 8, 100, 8, 1, 1),  # ends with the file: nothing beyond the last run is read
-        (NBYTES - 108, 100, 8, 2, 1),
-        (0, 3000, 0, 5, 0),
-        (0, 3000, 7, 0, 0),
+        ((3, 8, 8, 100), 1),  # no gaps
+        ((3, 9, 8, 100), 1),  # small gaps
+        ((3, 4000, 10, 100), 1),  # large gaps, a small span
+        ((3, 200_000, 10, 14), 14),  # large gaps, a large span
+        ((3, 200_000, 60_000, 14), 1),  # the gaps cost less than the calls
+        ((0, 1, 1, 1), 1),
+        ((NBYTES - 8, 100, 8, 1), 1),  # ends with the file: nothing beyond the last run is read
+        ((NBYTES - 108, 100, 8, 2), 1),
+        ((0, 3000, 0, 5), 0),
+        ((0, 3000, 7, 0), 0),
     ],
 )
 def test_read_strided(
-    source: Reader,
-    monkeypatch: pytest.MonkeyPatch,
-    offset: int,
-    stride: int,
-    run: int,
-    count: int,
-    reads: int,
+    source: Reader, monkeypatch: pytest.MonkeyPatch, runs: tuple[int, int, int, int], reads: int
 ) -> None:
+    offset, stride, run, count = runs
     calls: list[int] = []
     preadv = os.preadv
 

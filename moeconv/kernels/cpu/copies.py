@@ -1,0 +1,172 @@
+"""Copies between any strides, and the count of NaN and Inf: what needs no codec."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeconv.errors import ShapeMismatch
+from moeconv.kernels.cpu.base import (
+    BYTES_IN,
+    BYTES_OUT,
+    ELEMENTS,
+    INFINITIES,
+    INT,
+    PAIR,
+    TRIPLE,
+    Array,
+    Pair,
+    Triple,
+    is_row_contiguous,
+    rows_of,
+)
+from moeconv.kernels.cpu.cache import compiled, jitable
+
+SIDE = 64  # a tile of 64 x 64: the lines that it touches stay in L1
+TILE_PITCH = SIDE + 4  # elements
+CHUNK = 8192  # bytes between two looks at the largest magnitude
+u2, u4 = np.uint16, np.uint32
+
+
+def copy_into(dst: Array, src: Array) -> None:
+    """Copy `src` [R, C] into `dst` [R, C] of the same element width; bits stay as they are.
+
+    Where one runs along rows and the other along columns, tile by tile.
+    """
+    if dst.shape != src.shape or dst.itemsize != src.itemsize or dst.ndim != 2:
+        raise ShapeMismatch(
+            f"cannot copy {src.dtype} {src.shape} into {dst.dtype} {dst.shape}",
+            hint="pass two matrices of one shape and one element width",
+        )
+    unsigned = f"u{dst.itemsize}"
+    dst, src = dst.view(unsigned), src.view(unsigned)
+    if not is_row_contiguous(dst):
+        dst, src = dst.T, src.T
+    if dst.itemsize in (1, 2, 4) and _crossed(dst, src):
+        given, taken = rows_of(dst), rows_of(src.T)
+        shape = (*dst.shape, dst.itemsize)
+        _transpose(taken.memory, given.memory, (taken.pitch, given.pitch), shape)
+    else:
+        np.copyto(dst, src)  # frees the GIL; rows that are contiguous in both go by memcpy
+
+
+def _crossed(dst: Array, src: Array) -> bool:
+    """Return whether `dst` runs along rows and `src` along columns, in whole elements."""
+    return (
+        not is_row_contiguous(src)
+        and is_row_contiguous(dst)
+        and is_row_contiguous(src.T)
+        and dst.strides[0] % dst.itemsize == 0
+        and src.strides[1] % src.itemsize == 0
+    )
+
+
+@jitable
+def _gather_tile(source: Array, tile: Array, pitch: int) -> None:
+    """Fill tile [SIDE, TILE_PITCH] with the rows of a whole tile of source."""
+    for row in range(SIDE):
+        taken = source[row * pitch : row * pitch + SIDE]
+        given = tile[row * TILE_PITCH : row * TILE_PITCH + SIDE]
+        for col in range(SIDE):
+            given[col] = taken[col]
+
+
+@jitable
+def _scatter_tile(tile: Array, out: Array, pitch: int) -> None:
+    """Fill the rows of a whole tile of out with the columns of tile [SIDE, TILE_PITCH]."""
+    for row in range(SIDE):
+        given = out[row * pitch : row * pitch + SIDE]
+        taken = tile[row : row + (SIDE - 1) * TILE_PITCH + 1]
+        for col in range(SIDE):
+            given[col] = taken[col * TILE_PITCH]
+
+
+@jitable
+def _transpose_edge(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
+    """Fill out [rows, cols] from source [cols, rows], element by element."""
+    for row in range(shape[0]):
+        for col in range(shape[1]):
+            out[row * pitches[1] + col] = source[col * pitches[0] + row]
+
+
+@jitable
+def _transpose_elements(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
+    """Fill out [rows, cols] from source [cols, rows] by tiles; `pitches` in elements.
+
+    Whole tiles go through a padded copy: rows that are a power of two apart share cache sets,
+    and would push each other out before their lines are used up.
+    """
+    rows, cols = shape
+    tile = np.empty(SIDE * TILE_PITCH, out.dtype)
+    for row in range(0, rows, SIDE):
+        for col in range(0, cols, SIDE):
+            taken = source[col * pitches[0] + row :]
+            given = out[row * pitches[1] + col :]
+            if row + SIDE <= rows and col + SIDE <= cols:
+                _gather_tile(taken, tile, pitches[0])
+                _scatter_tile(tile, given, pitches[1])
+            else:
+                edge = (min(SIDE, rows - row), min(SIDE, cols - col))
+                _transpose_edge(taken, given, pitches, edge)
+
+
+@compiled((BYTES_IN, BYTES_OUT, PAIR, TRIPLE))
+def _transpose(source: Array, out: Array, pitches: Pair, shape: Triple) -> None:
+    """Fill out [rows, cols] from source [cols, rows]; shape: rows, cols, bytes per element."""
+    size = (shape[0], shape[1])
+    steps = (pitches[0] // shape[2], pitches[1] // shape[2])
+    if shape[2] == 1:
+        _transpose_elements(source, out, steps, size)
+    elif shape[2] == 2:
+        _transpose_elements(source.view(u2), out.view(u2), steps, size)
+    else:
+        _transpose_elements(source.view(u4), out.view(u4), steps, size)
+
+
+def count_nonfinite(bits: Array, dtype: str) -> tuple[int, int]:
+    """Return the NaN and Inf of a 1-D or 2-D array: BF16 or F16 as uint16 bits, or F32."""
+    matrix = bits if bits.ndim == 2 else bits[None, :]
+    if matrix.ndim != 2 or matrix.itemsize != ELEMENTS[dtype].itemsize:
+        raise ShapeMismatch(
+            f"cannot count {bits.dtype} {bits.shape} as {dtype}",
+            hint="pass a vector or a matrix of the dtype's elements",
+        )
+    if not is_row_contiguous(matrix):
+        matrix = matrix.T if is_row_contiguous(matrix.T) else np.ascontiguousarray(matrix)
+    memory = rows_of(matrix)
+    rows, cols = (1, matrix.size) if memory.touching else matrix.shape
+    shape = (rows, cols * matrix.itemsize, memory.pitch)
+    nan, inf = _count(memory.memory, shape, matrix.itemsize, INFINITIES[dtype])
+    return nan, inf
+
+
+@jitable
+def _count_chunk(bits: Array, mask: int, inf_bits: int) -> tuple[int, int]:
+    """Return NaN and Inf; the usual case is one vectorised maximum."""
+    kind = bits.dtype.type
+    mask, inf_bits = kind(mask), kind(inf_bits)
+    top = kind(0)
+    for i in range(bits.size):
+        top = max(top, kind(bits[i] & mask))
+    nan = inf = 0
+    if top >= inf_bits:
+        for i in range(bits.size):
+            magnitude = kind(bits[i] & mask)
+            nan += magnitude > inf_bits
+            inf += magnitude == inf_bits
+    return nan, inf
+
+
+@compiled((BYTES_IN, TRIPLE, INT, INT))
+def _count(memory: Array, shape: Triple, width: int, inf_bits: int) -> tuple[int, int]:
+    """Return NaN and Inf. shape: rows, bytes per row used, bytes from row to row."""
+    nan = inf = 0
+    rows, used, pitch = shape
+    for row in range(rows):
+        for start in range(0, used, CHUNK):
+            part = memory[row * pitch + start : row * pitch + min(start + CHUNK, used)]
+            if width == 2:
+                found = _count_chunk(part.view(u2), 0x7FFF, inf_bits)
+            else:
+                found = _count_chunk(part.view(u4), 0x7FFFFFFF, inf_bits)
+            nan, inf = nan + found[0], inf + found[1]
+    return nan, inf

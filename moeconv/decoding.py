@@ -33,18 +33,18 @@ NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
 
 
 class PartRead(NamedTuple):
-    """The bytes of a part that a window needs: `count` runs of `run` bytes every `stride` bytes."""
+    """The bytes of a part that a window needs: `runs` runs of `run` bytes every `stride` bytes."""
 
     part: str
     ref: TensorRef
     offset: int
     stride: int
     run: int
-    count: int
+    runs: int
 
     @property
     def nbytes(self) -> int:
-        return self.run * self.count
+        return self.run * self.runs
 
 
 def element_nbytes(dtype: str) -> int:
@@ -81,13 +81,13 @@ def read_part(reader: Reader, read: PartRead, buffer: Buffer) -> Array:
         reader.read_into(read.ref.file, read.offset, buffer.array)
     else:
         reader.read_strided(
-            read.ref.file, read.offset, read.stride, read.run, read.count, buffer.array
+            read.ref.file, read.offset, read.stride, read.run, read.runs, buffer.array
         )
     dtype = NUMPY_DTYPES.get(read.ref.dtype, np.uint8)
     return (
-        buffer.array.view(dtype).reshape(read.count, -1)
+        buffer.array.view(dtype).reshape(read.runs, -1)
         if read.nbytes
-        else np.empty((read.count, 0), dtype)
+        else np.empty((read.runs, 0), dtype)
     )
 
 

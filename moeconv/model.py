@@ -58,9 +58,7 @@ def build_model(source: Source, *, orientation: str | None = None) -> Model:
     family = find_family(source.config)
     sizes = read_sizes(source.config, family)
     quantization = read_quantization(source.config, source.extra_configs)
-    experts, others = group_tensors(
-        source.tensors, family, quantized=bool(quantization.scheme("").method)
-    )
+    experts, others = group_tensors(source.tensors, family, quantized=bool(quantization.method))
     builder = _Builder(family, sizes, quantization, orientation)
     weights = [builder.expert(group) for group in experts if group.parts]
     weights += [builder.other(group) for group in others if group.parts]

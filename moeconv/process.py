@@ -19,10 +19,10 @@ from moeconv.decoding import (
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.floats import round_to
+from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.writer import OutputFile
-from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.tasks import Rect, Region
 from moeconv.types import Weight
 

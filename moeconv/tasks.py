@@ -63,7 +63,7 @@ class Region(NamedTuple):
 class Task(NamedTuple):
     """One unit of work, memory, resume and distribution."""
 
-    index: int
+    number: int
     members: tuple[Member, ...]
     regions: tuple[Region, ...]
 
@@ -82,7 +82,7 @@ def build_tasks(weights: Sequence[Weight], files: Sequence[OutFile]) -> tuple[Ta
     tasks = [task for bundle in bundles for task in _bundle_tasks(bundle, weights, files, targets)]
     tasks += _constants(files)
     tasks.sort(key=lambda task: (task.regions[0].file, task.regions[0].offset))
-    return tuple(task._replace(index=index) for index, task in enumerate(tasks))
+    return tuple(task._replace(number=number) for number, task in enumerate(tasks))
 
 
 _Targets = Mapping[Key, list[tuple[int, int, int, Fill]]]  # key -> (file, tensor, slot, fill)

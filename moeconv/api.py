@@ -1,0 +1,49 @@
+"""What the command line is a thin layer over: inspect, plan, convert, verify, load."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from moeconv.convert import Resources, Result, check_apart, convert_plan
+from moeconv.destination import decide, examine
+from moeconv.execute import Report, Signal
+from moeconv.layouts.options import Options
+from moeconv.model import Model, build_model
+from moeconv.plan import Plan, build_plan
+from moeconv.store.source import open_source
+
+Name = str | PathLike[str]
+
+
+def inspect(src: Name, *, config: Name | None = None, orientation: str | None = None) -> Model:
+    """Return the model that a source holds, read from headers alone; never imports torch."""
+    source = open_source(Path(src), config=None if config is None else Path(config))
+    return build_model(source, orientation=orientation)
+
+
+def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **options: Any) -> Plan:
+    """Return what a conversion with these options (as the command line names them) would write.
+
+    With `dst`, also raises Refused for a directory in which it could not.
+    """
+    chosen = Options(**options)
+    model = inspect(src, config=config, orientation=chosen.orientation)
+    made = build_plan(model, chosen)
+    if dst is not None:
+        check_apart(model.source.root, Path(dst))
+        decide(examine(Path(dst)), made, Path(dst), overwrite=False)
+    return made
+
+
+def convert(
+    plan: Plan,
+    dst: Name,
+    *,
+    resources: Resources | None = None,
+    progress: Report | None = None,
+    signal: Signal | None = None,
+) -> Result:
+    """Do what a plan says in `dst`; the same call again continues an interrupted one."""
+    return convert_plan(plan, Path(dst), resources, report=progress, signal=signal)

@@ -1,0 +1,80 @@
+"""The end of a conversion: files get their names, manifest, index and config.json come last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from moeconv.destination import MANIFEST, finish
+from moeconv.layouts.options import DTYPES
+from moeconv.manifest import Outcome, build_manifest, dump_json
+from moeconv.plan import Plan
+from moeconv.quantization import strip_quantization, with_dtype
+from moeconv.store.writer import OutputFile, copy_file, partial_path, write_small_file
+from moeconv.types import Json
+
+INDEX = "model.safetensors.index.json"
+CONFIG_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+# Configs beside config.json that only speak of a quantization, and go with it.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
+NATIVE_CONFIG = "params.json"
+
+
+def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
+    """Complete an output whose tasks are all done; return the manifest.
+
+    May be cut short anywhere and called again: until its last step DST counts as unfinished.
+    """
+    manifest = build_manifest(plan, outcome)
+    configs = {} if plan.options.partial else output_configs(plan)
+    manifest["configs"] = sorted(configs)
+    for file in plan.files:
+        path = dst / file.name
+        if partial_path(path).exists() or not path.exists():
+            with OutputFile(path, file.nbytes, resume=True) as output:
+                output.commit()
+    if not plan.options.partial:
+        for name in plan.model.source.auxiliary:
+            copy_file(plan.model.source.root / name, dst / name)
+    write_small_file(dst / MANIFEST, dump_json(manifest))
+    # A directory with config.json is a model: nothing may be missing when it appears.
+    for name in sorted(configs, key=lambda name: (name == "config.json", name)):
+        write_small_file(dst / name, dump_json(configs[name]))
+    finish(dst)
+    return manifest
+
+
+def output_configs(plan: Plan) -> dict[str, Mapping[str, Json]]:
+    """Return the config files of a whole output by name: index, params.json, config.json."""
+    source, options = plan.model.source, plan.options
+    configs: dict[str, Mapping[str, Json]] = {}
+    if options.layout == "hf":
+        configs[INDEX] = build_index(plan)
+    kept = options.dtype == "keep"
+    if kept:
+        for name in QUANTIZATION_FILES:
+            if name in source.extra_configs:
+                configs[name] = source.extra_configs[name]
+    native = source.extra_configs.get(NATIVE_CONFIG)
+    if isinstance(native, dict):
+        configs[NATIVE_CONFIG] = native if kept else strip_quantization(native)
+    if source.config:
+        configs["config.json"] = source.config if kept else _dense_config(plan)
+    return configs
+
+
+def _dense_config(plan: Plan) -> dict[str, Json]:
+    options = plan.options
+    wanted = options.dense if options.dense != "keep" else options.dtype
+    return with_dtype(strip_quantization(plan.model.source.config), CONFIG_DTYPES[DTYPES[wanted]])
+
+
+def build_index(plan: Plan) -> dict[str, Json]:
+    """Return the index of an hf output: every tensor's file, and the exact bytes of all tensors."""
+    tensors = [(tensor, file.name) for file in plan.files for tensor in file.tensors]
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor, _ in tensors)},
+        "weight_map": {
+            name: file for name, file in sorted((t.draft.name, file) for t, file in tensors)
+        },
+    }

@@ -13,6 +13,7 @@ from moeconv.codecs.gptq import Gptq
 from moeconv.codecs.int_quantized import IntQuantized
 from moeconv.codecs.mxfp4 import Mxfp4
 from moeconv.codecs.mxfp8 import Mxfp8
+from moeconv.codecs.nf4 import Nf4
 from moeconv.codecs.nvfp4 import Nvfp4Ct, Nvfp4Modelopt
 from moeconv.codecs.packed_int import PackedInt
 
@@ -26,6 +27,7 @@ _ALL: tuple[Codec, ...] = (
     Mxfp8(),
     Nvfp4Ct(),
     Nvfp4Modelopt(),
+    Nf4(),
     PackedInt(),
     IntQuantized(),
     Gptq(),

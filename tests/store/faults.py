@@ -1,4 +1,4 @@
-"""Makes the n-th of some system calls fail, the way a broken disk would."""
+"""Random bytes, and system calls whose n-th fails, the way it would on a broken disk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moeconv.store import system
+from moeconv.store.buffers import Bytes, aligned
 
 
 class Nth:
@@ -30,6 +32,13 @@ class Nth:
             self.calls += 1
             turn = self.calls == self._position
         return (self._fault if turn else self._real)(*arguments, **options)
+
+
+def junk(nbytes: int) -> Bytes:
+    """Return page-aligned random bytes, the same each time."""
+    data = aligned(nbytes)
+    data[:] = np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
+    return data
 
 
 def is_direct(fd: int) -> bool:

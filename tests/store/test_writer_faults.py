@@ -8,23 +8,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from moeconv.errors import IOFailed
 from moeconv.store import system
-from moeconv.store.buffers import Bytes, aligned
 from moeconv.store.writer import OutputFile, copy_file, partial_path, write_small_file
-from tests.store.faults import fail_nth, failing, is_direct
+from tests.store.faults import fail_nth, failing, is_direct, junk
 
 KIB, MIB = 1 << 10, 1 << 20
 NBYTES = 300 * KIB + 123
-
-
-def junk(nbytes: int) -> Bytes:
-    data = aligned(nbytes)
-    data[:] = np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
-    return data
 
 
 def whole(final: Path) -> None:
@@ -89,6 +81,7 @@ def short(limit: int) -> Callable[[int, memoryview, int], int]:
     real = os.pwrite
 
     def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        assert not is_direct(fd) or offset % 4096 == 0
         # A direct write stops at a sector, which is less than a page on most disks.
         return real(fd, data[: limit - limit % 512 if is_direct(fd) else limit], offset)
 

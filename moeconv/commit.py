@@ -74,7 +74,5 @@ def build_index(plan: Plan) -> dict[str, Json]:
     tensors = [(tensor, file.name) for file in plan.files for tensor in file.tensors]
     return {
         "metadata": {"total_size": sum(tensor.nbytes for tensor, _ in tensors)},
-        "weight_map": {
-            name: file for name, file in sorted((t.draft.name, file) for t, file in tensors)
-        },
+        "weight_map": dict(sorted((t.draft.name, file) for t, file in tensors)),
     }

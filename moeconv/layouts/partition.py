@@ -22,9 +22,9 @@ class Part(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """One process: `index` = dp_rank * tp + tp_rank."""
+    """One process: `number` = dp_rank * tp + tp_rank."""
 
-    index: int
+    number: int
     tp_rank: int
     tp: int
     ranks: int
@@ -121,10 +121,10 @@ def place_experts(experts: int, rank: Rank, placement: str, redundant: int = 0) 
             hint="choose --redundant-experts so that all ranks hold equally many",
         )
     if placement == "round-robin":
-        return physical[rank.index :: rank.ranks]
+        return physical[rank.number :: rank.ranks]
     base, more = divmod(len(physical), rank.ranks)
-    start = rank.index * base + min(rank.index, more)
-    return physical[start : start + base + (rank.index < more)]
+    start = rank.number * base + min(rank.number, more)
+    return physical[start : start + base + (rank.number < more)]
 
 
 def mapped_experts(mapping: Sequence[Sequence[int]], rank: Rank, experts: int) -> tuple[int, ...]:
@@ -139,4 +139,4 @@ def mapped_experts(mapping: Sequence[Sequence[int]], rank: Rank, experts: int) -
             f"{sorted(wrong)[:5]}",
             hint=f"every expert from 0 to {experts - 1} must be on some rank",
         )
-    return tuple(mapping[rank.index])
+    return tuple(mapping[rank.number])

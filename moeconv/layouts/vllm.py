@@ -151,7 +151,7 @@ class _Drafter:
                 1,
                 1,
                 constant=row.constant,
-                rank=self.rank.index,
+                rank=self.rank.number,
                 layer=layer,
             )
             return
@@ -191,9 +191,9 @@ class _Drafter:
         vector = len(places[0].weight.shape) == (2 if row.experts and _stacked(places) else 1)
         matrix_shape: tuple[int, ...] = (height,) if vector else (height, width)
         shape = matrix_shape if experts is None else (len(experts), *matrix_shape)
-        if row.pieces[0].split == "rank0" and self.rank.index:
+        if row.pieces[0].split == "rank0" and self.rank.number and not self.options.ep:
             return Draft(
-                name, dtype, shape, 1, 1, 1, constant=0.0, rank=self.rank.index, layer=layer
+                name, dtype, shape, 1, 1, 1, constant=0.0, rank=self.rank.number, layer=layer
             )
         fills = []
         at = 0
@@ -222,7 +222,7 @@ class _Drafter:
             height,
             width,
             tuple(fills),
-            rank=self.rank.index,
+            rank=self.rank.number,
             layer=layer,
         )
 
@@ -253,7 +253,7 @@ class _Drafter:
             return even(what, extent, rank.tp_rank, rank.tp, pad=options.pads)
         if options.ep:
             return padded(whole(extent), options.pad_intermediate)
-        part = even(f"{what}: intermediate size", extent, rank.index, rank.ranks, pad=options.pads)
+        part = even(f"{what}: intermediate size", extent, rank.number, rank.ranks, pad=options.pads)
         return padded(part, options.pad_intermediate)
 
 

@@ -1,27 +1,28 @@
-"""What config files declare: real configs, other projects' own matching, and broken configs."""
+"""What config files declare: the configs of real exports, and the shapes that formats have."""
 
 from __future__ import annotations
 
 import copy
-import fnmatch
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from compressed_tensors.quantization import QuantizationConfig
-from compressed_tensors.utils.match import is_match, match_name, match_targets
-from transformers.quantizers.quantizers_utils import should_convert_module
 
 from moeconv.codecs.base import QuantScheme
-from moeconv.errors import BadSource
 from moeconv.quantization import read_quantization, strip_quantization, with_dtype
-from moeconv.quantization_names import FUSED, names_of, skip_names, spell, wildcard_names
+from tests.quantization_configs import (
+    CT_CONFIG,
+    CT_WEIGHTS,
+    GPTQ,
+    HF_QUANT,
+    MIXED,
+    MODELOPT,
+    NATIVE,
+    OLD_AWQ,
+    SCHEME,
+    load,
+    read,
+)
 
-CHECKPOINTS = Path(__file__).parent / "fixtures" / "checkpoints"
 NONE = ("", {})
 
 
@@ -32,7 +33,6 @@ def ct(num_bits: int, kind: str, strategy: str, layout: str, **more: Any) -> tup
 
 BLOCK = ("fp8", {"fmt": "e4m3", "block_rows": 128, "block_cols": 128})
 V4 = ("fp8", {**BLOCK[1], "scale_fmt": "ue8m0", "expert_dtype": "fp4"})
-GPTQ = ("gptq", {"bits": 4, "group_size": 128, "desc_act": False, "sym": True})
 GPTQ_FILE = ("gptq", {**GPTQ[1], "checkpoint_format": "gptq", "pack_dtype": "int32"})
 AWQ = {"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm", "pack_dtype": "int32"}
 CHANNEL = ct(8, "float", "channel", "float-quantized")
@@ -70,19 +70,6 @@ FIXTURES = {
 }
 
 
-def load(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the config and the other JSON files of a fixture checkpoint."""
-    files = {p.name: json.loads(p.read_text()) for p in (CHECKPOINTS / name).glob("*config.json")}
-    config = files.pop("config.json", None) or files.pop("hf_config.json")
-    return config, files
-
-
-def read(quantization: Mapping[str, Any], **files: Any) -> Any:
-    """Return the quantization of a config that holds this quantization_config."""
-    named = {f"{name}.json": content for name, content in files.items()}
-    return read_quantization({"quantization_config": quantization}, named)
-
-
 @pytest.mark.parametrize("name", FIXTURES)
 def test_real_configs(name: str) -> None:
     expert, expert_scheme, attention, attention_scheme, head = FIXTURES[name]
@@ -94,28 +81,6 @@ def test_real_configs(name: str) -> None:
     assert found.method == expert_scheme[0]
 
 
-CT_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
-CT_CONFIG = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "config_groups": {
-        "group_0": {"targets": ["Linear"], "weights": {**CT_WEIGHTS, "symmetric": False}},
-        "group_1": {
-            "targets": ["re:.*self_attn.*", "model.layers.1.mlp.down_proj"],
-            "format": "float-quantized",
-            "weights": {
-                "num_bits": 8,
-                "type": "float",
-                "strategy": "block",
-                "block_structure": [64, 128],
-            },
-        },
-        "group_2": {"targets": ["re:.*down_proj$"], "weights": {**CT_WEIGHTS, "actorder": "group"}},
-        "activations": {"targets": ["re:.*k_norm_proj"], "weights": None, "input_activations": {}},
-    },
-    "ignore": ["lm_head", "re:.*mlp\\.gate$", "model.layers.0.mlp.up_proj"],
-    "quantization_status": "compressed",
-}
 CT_ASYM = (
     "compressed-tensors",
     {**CT_WEIGHTS, "symmetric": False, "format": "pack-quantized"},
@@ -133,21 +98,6 @@ GPTQ_DYNAMIC = {
     },
     "lm_head": False,
     "meta": {"quantizer": ["gptqmodel:7.7.0"]},
-}
-MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
-MIXED = {
-    **MODELOPT,
-    "quant_algo": "MIXED_PRECISION",
-    "quantized_layers": {
-        "model.layers.0.self_attn.q_proj": {"quant_algo": "FP8"},
-        "model.layers.0.mlp.experts": {"quant_algo": "NVFP4", "group_size": 16},
-        "model.layers.0.mlp.experts.1.gate_proj": {
-            "quant_algo": "W4A16_AWQ",
-            "group_size": 64,
-            "has_zero_point": False,
-            "pre_quant_scale": True,
-        },
-    },
 }
 VL = "language_model.model.layers.0.mlp.experts.3.gate_proj"
 VERBATIM = [
@@ -228,10 +178,6 @@ def test_declared_scheme(config: dict[str, Any], module: str, expected: QuantSch
     assert config == before
 
 
-HF_QUANT = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
-OLD_AWQ = {"zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"}
-NATIVE = {"qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR"}
-SCHEME = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 BARE_BLOCK = ("fp8", {"block_rows": 128, "block_cols": 128})
 PLACED = [
     ({}, {"hf_quant_config.json": HF_QUANT}, MODELOPT_FP8),
@@ -259,218 +205,6 @@ PLACED = [
 @pytest.mark.parametrize(("config", "files", "expected"), PLACED)
 def test_every_place(config: Any, files: Any, expected: QuantScheme) -> None:
     assert read_quantization(config, files).scheme(P1) == expected
-
-
-GPTQ8 = {**GPTQ[1], "bits": 8}
-CONTRADICTIONS = [
-    ({"quantization_config": {"quant_method": "gptq", **GPTQ[1]}}, {"quantize_config.json": GPTQ8},
-     "bits", "config.json: quantization_config and quantize_config.json"),
-    ({"quantization_config": SCHEME}, {"hf_quant_config.json": HF_QUANT},
-     "quant_method", "config.json: quantization_config and hf_quant_config.json"),
-    ({"quantization_config": SCHEME, "text_config": {"quantization_config": {**SCHEME,
-      "weight_block_size": [64, 64]}}}, {},
-     "block_rows|block_cols", "config.json: quantization_config and config.json: text_config"),
-    ({"quantization_config": {**MODELOPT}}, {"hf_quant_config.json": HF_QUANT},
-     "quant_algo", "config.json: quantization_config and hf_quant_config.json"),
-    ({"quantization_config": CT_CONFIG, "compression_config": {"config_groups": {"g": {
-      "targets": ["Linear"], "weights": {**CT_WEIGHTS, "num_bits": 8}}}}}, {},
-     "Linear.num_bits|Linear.symmetric", "config.json: quantization_config and config.json: comp"),
-    ({"quantization_config": {"quant_method": "gptq", **GPTQ[1], "format": "gptq",
-      "checkpoint_format": "gptq_v2"}}, {},
-     "checkpoint_format", "config.json: quantization_config.checkpoint_format and config.json: "
-     "quantization_config.format"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("config", "files", "field", "where"), CONTRADICTIONS)
-def test_contradictions_name_both_places(config: Any, files: Any, field: str, where: str) -> None:
-    with pytest.raises(BadSource, match=f"contradictory config: ({field}) is") as caught:
-        read_quantization(config, files)
-    assert caught.value.where.startswith(where)
-    assert caught.value.hint
-
-
-def group(**weights: Any) -> dict[str, Any]:
-    """Return a compressed-tensors config with one group of these weights."""
-    groups = {"g": {"targets": ["Linear"], "weights": weights}}
-    return {"quant_method": "compressed-tensors", "config_groups": groups}
-
-
-MALFORMED = [
-    ({"quant_method": "gptq", **GPTQ[1], "bits": "four"}, "bits", "'four'"),
-    ({"quant_method": "gptq", **GPTQ[1], "bits": True}, "bits", "True"),
-    ({"quant_method": "gptq", **GPTQ[1], "bits": 5}, "bits", "5"),
-    ({"quant_method": "gptq", "group_size": 128}, "bits", "None"),
-    ({"quant_method": "gptq", **GPTQ[1], "group_size": 0}, "group_size", "0"),
-    ({"quant_method": "gptq", **GPTQ[1], "group_size": -2}, "group_size", "-2"),
-    ({"quant_method": "gptq", **GPTQ[1], "sym": "yes"}, "sym", "'yes'"),
-    ({"quant_method": "gptq", **GPTQ[1], "pack_dtype": "int64"}, "pack_dtype", "'int64'"),
-    ({"quant_method": "gptq", **GPTQ[1], "dynamic": {".*": {"bits": "8"}}}, "bits", "'8'"),
-    ({"quant_method": "gptq", **GPTQ[1], "dynamic": {"-:*": {}}}, "dynamic", "'*'"),
-    ({"quant_method": "gptq", **GPTQ[1], "dynamic": [1]}, "dynamic", "[1]"),
-    ({"quant_method": "awq", "bits": 4, "group_size": 1.5}, "group_size", "1.5"),
-    ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size", "[128]"),
-    ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "weight_block_size", "[0, 128]"),
-    ({"quant_method": "fp8", "weight_block_size": 128}, "weight_block_size", "128"),
-    ({"quant_method": "fp8", "ignored_layers": "lm_head"}, "ignored_layers", "'lm_head'"),
-    ({"quant_method": "modelopt", "quant_algo": "FP9"}, "quant_algo", "'FP9'"),
-    ({**MIXED, "quantized_layers": {"a": 4}}, "a", "4"),
-    (group(num_bits="4"), "num_bits", "'4'"),
-    (group(num_bits=4, group_size=0), "group_size", "0"),
-    (group(num_bits=4, type="complex"), "type", "'complex'"),
-    (group(num_bits=4, strategy="rows"), "strategy", "'rows'"),
-    (group(num_bits=8, block_structure=[128]), "block_structure", "[128]"),
-    (group(num_bits=8, block_structure="128xy"), "block_structure", "'128xy'"),
-    ({**CT_CONFIG, "format": "zip"}, "format", "'zip'"),
-    ({**CT_CONFIG, "ignore": ["re:(mlp"]}, "ignore", "'(mlp'"),
-    ({**CT_CONFIG, "config_groups": {"W4A16": ["Linear"]}}, "W4A16", "['Linear']"),
-    ({"bits": 4}, "quant_method", "None"),
-    ({"quant_method": 4}, "quant_method", "4"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("config", "field", "value"), MALFORMED)
-def test_malformed_fields_are_named(config: Any, field: str, value: str) -> None:
-    with pytest.raises(BadSource) as caught:
-        read(config)
-    assert caught.value.what.startswith(f"{field} is {value}; expected")
-    assert caught.value.where.startswith("config.json: quantization_config")
-
-
-@pytest.mark.parametrize("config", [[1], "fp8", 3])
-def test_a_config_that_is_no_object(config: Any) -> None:
-    with pytest.raises(BadSource, match="quantization_config is"):
-        read(config)
-
-
-def test_unknown_methods_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(BadSource, match=r"'aqlm'.*known: awq, bitsandbytes, compressed-tensors"):
-        read({"quant_method": "aqlm"})
-    with pytest.raises(BadSource, match="MIXED_PRECISION without quantized_layers"):
-        read({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"})
-    with pytest.raises(BadSource, match="qformat_weight is 'nvfp4'"):
-        read_quantization({"quantization": {"qformat_weight": "nvfp4"}}, {})
-
-
-MODULES = [
-    "lm_head",
-    "model.embed_tokens",
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.0.self_attn.qkv_proj",
-    "model.layers.0.mlp.gate",
-    "model.layers.0.mlp.gate_proj",
-    "model.layers.1.mlp.gate_up_proj",
-    "model.layers.1.mlp.down_proj",
-    "model.layers.10.mlp.down_proj",
-    "model.layers.1.mlp.shared_experts.up_proj",
-    "model.layers.1.mlp.experts.1.up_proj",
-    "model.layers.1.mlp.experts.11.down_proj",
-    "model.layers.1.block_sparse_moe.experts.2.w1",
-    "model.layers.1.block_sparse_moe.gate",
-    "model.visual.blocks.0.mlp.fc1",
-    "mtp.layers.0.mlp.experts.0.gate_proj",
-]
-TARGETS = [
-    "lm_head",
-    "model.layers.0.mlp.gate",
-    "model.layers.1.mlp.up_proj",
-    "re:.*self_attn.*",
-    "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
-    "re:.*mlp\\.gate$",
-    "re:model.layers.1",
-    "re:layers",
-    "re:^mtp\\.",
-    "re:.*experts\\.(\\d)\\1\\..*",
-    "re:(?i).*LM_HEAD",
-    "re:.*(?P<which>up|down)_proj",
-]
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_names_match_as_in_compressed_tensors(target: str) -> None:
-    fused = dict(FUSED)
-    names = (
-        names_of(patterns=(target.removeprefix("re:"),))
-        if target.startswith("re:")
-        else names_of(exact=(target,))
-    )
-    for module in MODULES:
-        theirs = match_name(module, target) or match_name(module, target, fused)
-        assert names.has(spell(module)) == theirs, module
-
-
-def test_all_patterns_of_a_list_match_as_each_alone() -> None:
-    patterns = [target.removeprefix("re:") for target in TARGETS if target.startswith("re:")]
-    for keep in range(len(patterns)):
-        some = patterns[keep:]
-        names = names_of(patterns=some)
-        for module in MODULES:
-            spelled = spell(module)
-            each = any(re.match(one, name) for one in some for name in spelled.names)
-            assert names.has(spelled) == each, (some, module)
-
-
-CT_FIXTURES = ["glm4moe-fp8-channel", "kimik2-int4-packed-g32", "mixtral-mxfp8-ct"]
-ORACLE_CONFIGS = [
-    CT_CONFIG,
-    {**CT_CONFIG, "ignore": ["Linear"]},
-    {**CT_CONFIG, "ignore": []},
-    *(load(name)[0]["quantization_config"] for name in CT_FIXTURES),
-]
-
-
-@pytest.mark.parametrize("config", ORACLE_CONFIGS)
-def test_schemes_are_those_of_compressed_tensors(config: dict[str, Any]) -> None:
-    ours = read(config)
-    known = copy.deepcopy(config)
-    if "group_2" in known["config_groups"]:
-        del known["config_groups"]["group_2"]["weights"]["actorder"]  # gone from 0.20
-        known["config_groups"]["activations"].pop("input_activations")
-    theirs = QuantizationConfig(**known)
-    schemes = {target: one for one in theirs.config_groups.values() for target in one.targets}
-    linear = torch.nn.Linear(1, 1)
-    for module in MODULES:
-        if spell(module).kind != "linear" or len(spell(module).names) > 1:
-            continue
-        matched = match_targets(module, linear, schemes)
-        ignored = is_match(module, linear, theirs.ignore or [])
-        weights = schemes[matched[0]].weights if matched and not ignored else None
-        found = ours.scheme(module)
-        assert (found.method == "") == (weights is None), module
-        if weights is not None:
-            for name in ("num_bits", "type", "strategy", "symmetric", "group_size"):
-                assert found.values.get(name) == getattr(weights, name), (module, name)
-
-
-SKIPS = ["model.layers.*.self_attn", "mlp.gate", "lm_head", "model.layers.1", "gate", "fc1",
-         "model.visual", "model.layers.0.mlp", "mtp", "(model|mtp).layers.0"]  # fmt: skip
-
-
-@pytest.mark.parametrize("entry", SKIPS)
-def test_what_transformers_skips_is_skipped(entry: str) -> None:
-    names = skip_names((entry,))
-    for module in MODULES:
-        skipped = not should_convert_module(module, [entry])
-        segments = f".{entry}." in f".{module}."  # AutoAWQ's substring, at whole segments
-        fused = any(
-            not should_convert_module(one, [entry]) for one in spell(module).names if one != module
-        )
-        assert names.has(spell(module)) == (skipped or segments or fused), module
-
-
-WILDCARDS = ["model.layers.1*", "*gate", "*self_attn*", "lm_head", "model.layers.?.mlp.gate*",
-             "model.layers.1.mlp.experts", "model.layers.1.mlp.*"]  # fmt: skip
-
-
-@pytest.mark.parametrize("entry", WILDCARDS)
-def test_modelopt_wildcards_are_those_of_fnmatch(entry: str) -> None:
-    names = wildcard_names((entry,))
-    for module in MODULES:
-        parts = module.split(".")
-        above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-        expected = any(fnmatch.fnmatchcase(name, entry) for name in above)
-        if len(spell(module).names) == 1:
-            assert names.has(spell(module)) == expected, module
 
 
 def test_summary_says_what_and_where() -> None:

@@ -231,3 +231,16 @@ def test_closed_reader(path: Path) -> None:
 def test_file_that_is_not_of_the_source(source: Reader) -> None:
     with pytest.raises(KeyError):
         source.read_into("b", 0, np.zeros(1, np.uint8))
+
+
+def test_file_swapped_for_a_pipe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    regular = path.stat()
+    os.mkfifo(path.parent / "fifo")
+    monkeypatch.setattr(Path, "stat", lambda _: regular)
+    before = open_files()
+    with (
+        Reader({"fifo": path.parent / "fifo"}) as source,
+        pytest.raises(BadSource, match="not a regular file"),
+    ):
+        source.read_into("fifo", 0, np.zeros(1, np.uint8))
+    assert open_files() == before

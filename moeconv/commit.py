@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moeconv.destination import MANIFEST, finish
+from moeconv.errors import IOFailed
 from moeconv.layouts.options import DTYPES
 from moeconv.manifest import Outcome, build_manifest, dump_json
 from moeconv.plan import Plan
@@ -32,6 +33,12 @@ def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
         path = dst / file.name
         if partial_path(path).exists() or not path.exists():
             with OutputFile(path, file.nbytes, resume=True) as output:
+                if not output.resumed:
+                    raise IOFailed(
+                        f"{output.partial.name} vanished while the output was being completed",
+                        where=str(dst),
+                        hint="the same command writes it again",
+                    )
                 output.commit()
     if not plan.options.partial:
         for name in plan.model.source.auxiliary:

@@ -154,9 +154,8 @@ class _Conversion:
         if action != "continue":
             check_space(self.dst, needed_nbytes(self.plan))
             start(self.dst, self.plan)
-        journal, entries = self.open_journal(fresh=action != "continue")
+        journal, done = self.open_journal(tasks, fresh=action != "continue")
         with journal:
-            done = self.trusted(entries, tasks)
             written, new = self.do(journal, tasks, done, (report, signal))
         outcome = outcome_of([*done, *new])
         missing = self.missing(tasks, outcome)
@@ -175,17 +174,26 @@ class _Conversion:
             state.rmdir()
         return self.result("finished", found.facts, 0, ())
 
-    def open_journal(self, *, fresh: bool) -> tuple[Journal, list[Entry]]:
-        """Return the journal and what it says is done; a new one if it is not of this plan."""
+    def open_journal(self, tasks: Sequence[Task], *, fresh: bool) -> tuple[Journal, list[Entry]]:
+        """Return the journal and what of it still holds; a new one if it is not of this plan.
+
+        What no longer holds (a file was removed) is struck out before the file is made again, as
+        zeros of the right size: a later run would believe it.
+        """
         path = self.dst / STATE_DIRECTORY / JOURNAL_NAME
         header = Header(self.plan.digest, self.plan.model.source.fingerprint, __version__)
         opened = None if fresh else Journal.open(path)
+        kept: list[Entry] = []
         if opened is not None:
             journal, there, entries = opened
             if there == header:
-                return journal, entries
+                kept = self.trusted(entries, tasks)
+                if kept == entries:
+                    return journal, kept
             journal.close()
-        return Journal.create(path, header), []
+        journal = Journal.create(path, header)
+        journal.append(kept)
+        return journal, kept
 
     def trusted(self, entries: Sequence[Entry], tasks: Sequence[Task]) -> list[Entry]:
         """Return the entries whose files are still there, cut down to those files."""

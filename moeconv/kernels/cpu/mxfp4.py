@@ -17,10 +17,12 @@ from moeconv.kernels.cpu.base import (
     ELEMENTS,
     INFINITIES,
     MAGNITUDES,
+    PAIR,
     TABLE,
     TRIPLE,
     Array,
     Counts,
+    Pair,
     Triple,
     check_array,
     rows_of,
@@ -59,7 +61,7 @@ def pair_table(dtype: str) -> npt.NDArray[np.uint32]:
 
 @cache
 def tallies(dtype: str) -> tuple[int, npt.NDArray[np.uint8]]:
-    """Return the lowest scale of a value that is not finite, and [scales * bytes, 3] counts."""
+    """Return the lowest scale that can give NaN or Inf, and flat [scales, bytes, 3] counts."""
     wide = value_bits("F32") & u4(0x7FFFFFFF)  # [256, 16]
     top = INFINITIES[dtype]
     ends_inf = (value_bits(dtype) & MAGNITUDES[dtype]) == top
@@ -67,36 +69,44 @@ def tallies(dtype: str) -> tuple[int, npt.NDArray[np.uint8]]:
     kinds = (wide > u4(0x7F800000), wide == u4(0x7F800000), ends_inf & finite)
     each = np.stack(kinds, axis=-1).astype(np.uint8)  # [256, 16, 3]
     codes = np.arange(256)
-    pairs = (each[:, codes & 15] + each[:, codes >> 4]).reshape(-1, 3)
+    pairs = (each[:, codes & 15] + each[:, codes >> 4]).ravel()
     return int(np.argmax(each.any(axis=(1, 2)))), pairs
 
 
 @jitable
 def _decode_row_16(codes: Array, scales: Array, table: Array, pairs: Array) -> None:
-    """Fill a row of uint32 pairs; the inner loop has a constant trip count and no branch."""
-    for group in range(scales.size):
+    """Fill a row of uint32 pairs; the loop over a whole group is constant and has no branch."""
+    whole = codes.size // PAIRS * PAIRS
+    for group in range(whole // PAIRS):
         entry = np.int64(scales[group]) * 256
         entries = table[entry : entry + 256]
         taken = codes[group * PAIRS : group * PAIRS + PAIRS]
         given = pairs[group * PAIRS : group * PAIRS + PAIRS]
         for j in range(PAIRS):
             given[j] = entries[taken[j]]
+    for j in range(whole, codes.size):  # the last group of a row may be cut short
+        pairs[j] = table[np.int64(scales[whole // PAIRS]) * 256 + codes[j]]
+
+
+@jitable
+def _both(pair: np.uint32) -> np.uint64:
+    """Return two float32 of two BF16: every MXFP4 value is one, the top half of its float32."""
+    return u8(u8(pair & u4(0xFFFF)) << u8(16)) | u8(u8(pair >> u4(16)) << u8(48))
 
 
 @jitable
 def _decode_row_32(codes: Array, scales: Array, table: Array, pairs: Array) -> None:
-    """Fill a row of uint64 pairs of float32.
-
-    Every MXFP4 value is a BF16 number, whose bits are the top half of the float32's.
-    """
-    for group in range(scales.size):
+    """Fill a row of uint64 pairs of float32."""
+    whole = codes.size // PAIRS * PAIRS
+    for group in range(whole // PAIRS):
         entry = np.int64(scales[group]) * 256
         entries = table[entry : entry + 256]
         taken = codes[group * PAIRS : group * PAIRS + PAIRS]
         given = pairs[group * PAIRS : group * PAIRS + PAIRS]
         for j in range(PAIRS):
-            pair = u8(entries[taken[j]])
-            given[j] = u8(u8(pair & u8(0xFFFF)) << u8(16)) | u8(u8(pair >> u8(16)) << u8(48))
+            given[j] = _both(entries[taken[j]])
+    for j in range(whole, codes.size):
+        pairs[j] = _both(table[np.int64(scales[whole // PAIRS]) * 256 + codes[j]])
 
 
 @compiled((BYTES_IN, BYTES_IN, TABLE, BYTES_OUT, TRIPLE, TRIPLE))
@@ -108,46 +118,57 @@ def _decode(
     pitches: Triple,
     shape: Triple,
 ) -> None:
-    """Fill `out`. pitches: bytes per row of the arrays; shape: rows, groups, bytes per element."""
-    rows, groups, width = shape
+    """Fill `out`. pitches: bytes per row of the arrays; shape: rows, pairs, bytes per element."""
+    rows, pairs, width = shape
+    groups = -(-pairs // PAIRS)
     for row in range(rows):
-        taken = codes[row * pitches[0] : row * pitches[0] + groups * PAIRS]
+        taken = codes[row * pitches[0] : row * pitches[0] + pairs]
         scale = scales[row * pitches[1] : row * pitches[1] + groups]
-        given = out[row * pitches[2] : row * pitches[2] + groups * GROUP * width]
+        given = out[row * pitches[2] : row * pitches[2] + pairs * 2 * width]
         if width == 2:
             _decode_row_16(taken, scale, table, given.view(u4))
         else:
             _decode_row_32(taken, scale, table, given.view(u8))
 
 
+@compiled((BYTES_IN, BYTES_IN, BYTES_IN, TRIPLE, PAIR))
+def _count(codes: Array, scales: Array, per_pair: Array, pitches: Triple, shape: Pair) -> Triple:
+    """Return the counts of rows, pairs = `shape`. pitches: of codes, scales; then `first`.
+
+    Only scales from `first` on are looked into.
+    """
+    nan = inf = overflow = 0
+    for row in range(shape[0]):
+        for group in range(-(-shape[1] // PAIRS)):
+            scale = np.int64(scales[row * pitches[1] + group])
+            if scale < pitches[2]:
+                continue
+            for j in range(group * PAIRS, min(group * PAIRS + PAIRS, shape[1])):
+                entry = (scale * 256 + codes[row * pitches[0] + j]) * 3
+                nan += int(per_pair[entry])
+                inf += int(per_pair[entry + 1])
+                overflow += int(per_pair[entry + 2])
+    return nan, inf, overflow
+
+
 def decode(
     parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
 ) -> Counts:
-    """Fill `out` [R, C] from `blocks` [R, C/2] and `scales` [R, C/32], both uint8.
+    """Fill `out` [R, C] from codes [R, C/2] and scales [R, ceil(C/32)], both uint8.
 
     Equals codecs/mxfp4.py rounded once; tests/kernels/test_cpu_mxfp4.py holds it to that.
     """
-    rows, cols = window.rows, window.cols
-    codes, scales = parts["blocks"], parts["scales"]
-    groups = -(-cols // GROUP)
-    check_array("blocks", codes, U8, (rows, groups * PAIRS))
-    check_array("scales", scales, U8, (rows, groups))
-    check_array("out", out, ELEMENTS[out_dtype], (rows, groups * GROUP))
+    rows, pairs = window.rows, -(-window.cols // 2)
+    codes, scales = parts[str(params["codes"])], parts[str(params["scales"])]
+    check_array("codes", codes, U8, (rows, pairs))
+    check_array("scales", scales, U8, (rows, -(-pairs // PAIRS)))
+    check_array("out", out, ELEMENTS[out_dtype], (rows, pairs * 2))
     table = pair_table("F16" if out_dtype == "F16" else "BF16")
-    memory = (rows_of(codes), rows_of(scales), rows_of(out))
-    pitches = (memory[0].pitch, memory[1].pitch, memory[2].pitch)
-    shape = (rows, groups, out.itemsize)
-    _decode(memory[0].memory, memory[1].memory, table, memory[2].memory, pitches, shape)
-    return _count(codes, scales, out_dtype)
-
-
-def _count(codes: Array, scales: Array, dtype: str) -> Counts:
-    """Return the counts; the scales alone tell the usual case, where nothing is to be counted."""
-    first, per_pair = tallies(dtype)
-    if not scales.size or scales.max() < first:
+    taken, scale, given = rows_of(codes), rows_of(scales), rows_of(out)
+    pitches = (taken.pitch, scale.pitch, given.pitch)
+    _decode(taken.memory, scale.memory, table, given.memory, pitches, (rows, pairs, out.itemsize))
+    first, per_pair = tallies(out_dtype)
+    if not scales.size or scales.max() < first:  # the scales alone tell the usual case
         return Counts(0, 0, 0)
-    rows, groups = np.nonzero(scales >= first)
-    blocks = codes.reshape(*scales.shape, PAIRS)[rows, groups]  # [N, 16]
-    entries = scales[rows, groups].astype(np.intp)[:, None] * 256 + blocks
-    nan, inf, overflow = per_pair[entries].sum(axis=(0, 1), dtype=np.int64)
-    return Counts(int(nan), int(inf), int(overflow))
+    steps = (taken.pitch, scale.pitch, first)
+    return Counts(*_count(taken.memory, scale.memory, per_pair, steps, (rows, pairs)))

@@ -22,20 +22,20 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/guards
+	$(BIN)/python -m pytest -rs tests/guards
 
 fix: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m '$(DEFAULT)'
+	$(BIN)/python -m pytest -rs -m '$(DEFAULT)'
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -rs -m gpu
 
 bench: $(STAMP)
 	$(BIN)/moeconv bench

@@ -69,10 +69,9 @@ class Rows(NamedTuple):
 def is_row_contiguous(array: Array) -> bool:
     """Return whether the last axis of a 2-D array is contiguous and its rows go forward."""
     rows, cols = array.shape
-    return (
-        not array.size
-        or ((cols < 2 or array.strides[1] == array.itemsize)
-        and (rows < 2 or array.strides[0] >= cols * array.itemsize))
+    return not array.size or (
+        (cols < 2 or array.strides[1] == array.itemsize)
+        and (rows < 2 or array.strides[0] >= cols * array.itemsize)
     )
 
 

@@ -76,15 +76,17 @@ def _candidates() -> Iterator[Path]:
 def _usable(directory: Path) -> bool:
     """Return whether files can be written there, and by nobody but this user.
 
-    The files are pickles: whoever can write them runs code here.
+    The files are pickles: whoever can write them, or rename what holds them, runs code here.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
-        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
-            return False
+        for made in (directory.parent, directory):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = made.lstat()
+            others = stat.S_IMODE(found.st_mode) & 0o022
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or others:
+                return False
         with tempfile.TemporaryFile(dir=directory):
-            return stat.S_ISDIR(found.st_mode)
+            return True
     except OSError:
         return False
 

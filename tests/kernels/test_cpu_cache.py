@@ -1,0 +1,98 @@
+"""Where compiled kernels are kept, what happens where they cannot be, and what is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import moeconv
+
+ROOT = Path(moeconv.__file__).parents[1]
+# Compile one kernel, and tell where the cache is and whether numba's own choice was left alone.
+USE = """
+import numpy as np, numba
+from moeconv.kernels.cpu import copies
+from moeconv.kernels.cpu.cache import cache_directory
+assert copies.count_nonfinite(np.full(2, np.inf, np.float32), "F32") == (0, 2)
+hits = sum(copies._count.dispatcher().stats.cache_hits.values())
+print(cache_directory(), hits, repr(numba.config.CACHE_DIR))
+"""
+
+
+def start(code: str, environ: dict[str, str]) -> subprocess.Popen[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**kept, "PYTHONPATH": str(ROOT), **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> list[str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out.split()
+
+
+def kept(directory: Path) -> list[Path]:
+    return sorted(directory.rglob("*.nb[ic]"))
+
+
+def test_import_is_free_of_torch(tmp_path: Path) -> None:
+    code = "import sys, moeconv.kernels.cpu; print('torch' in sys.modules, 'triton' in sys.modules)"
+    assert finish(start(code, {"HOME": str(tmp_path)})) == ["False", "False"]
+
+
+def test_two_processes_share_the_users_cache(tmp_path: Path) -> None:
+    """Two that compile at once, then one that finds what they left."""
+    environ = {"HOME": str(tmp_path)}
+    racing = [start(USE, environ), start(USE, environ)]
+    for process in racing:
+        where, _, untouched = finish(process)
+        assert Path(where).parent == tmp_path / ".cache" / "moeconv"
+        assert untouched == "''"
+    files = kept(tmp_path)
+    assert [file.suffix for file in files] == [".nbc", ".nbi"]
+    assert finish(start(USE, environ))[1] == "1"
+    for file in files:  # cut short by a crash: compiled again, not fatal
+        file.write_bytes(file.read_bytes()[:1])
+        assert finish(start(USE, environ))[1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("variable", "parent"), [("XDG_CACHE_HOME", "xdg"), ("NUMBA_CACHE_DIR", "chosen")]
+)
+def test_variables_choose(tmp_path: Path, variable: str, parent: str) -> None:
+    environ = {"HOME": str(tmp_path), variable: str(tmp_path / parent)}
+    where = Path(finish(start(USE, environ))[0])
+    assert where.parent == tmp_path / parent / "moeconv"
+    assert kept(where)
+
+
+def test_falls_back_to_the_temporary_directory(tmp_path: Path) -> None:
+    """A file stands where the cache should be: nobody, root included, can make it a directory."""
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")}
+    where = Path(finish(start(USE, {"HOME": str(tmp_path), **environ}))[0])
+    assert where.parents[1] == tmp_path / "tmp"
+    assert kept(where)
+    assert where.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_others_directory_is_not_trusted(tmp_path: Path, inside: bool) -> None:
+    """What others can write, or rename away, is code that they could run here."""
+    environ = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    where = Path(finish(start(USE, environ))[0])
+    (where if inside else where.parent).chmod(0o777)
+    assert Path(finish(start(USE, environ))[0]).parent == tmp_path / f"moeconv-{os.getuid()}"
+    (tmp_path / f"moeconv-{os.getuid()}").chmod(0o777)
+    assert finish(start(USE, environ))[0] == "None"

@@ -71,7 +71,7 @@ def _weight_states(
 ) -> list[State]:
     uses = [used.get((weight.stack, weight.layer, name)) for name, _ in weight.projections]
     present = [use for use in uses if use is not None]
-    rule = unused.get(weight.stack, "")
+    rule = unused.get(weight.stack) or unused.get(weight.projections[0][0], "")
     if rule and not present:
         return [State(ref, "dropped", rule) for ref in weight.parts.values()]
     whole = len(present) == len(uses) and all(

@@ -146,6 +146,8 @@ def _draft(model: Model, options: Options) -> Layouted:
         heads=sizes.heads or 1,
         kv_heads=sizes.kv_heads or 1,
         layers=sizes.layers or 0,
+        tied=sizes.tied,
+        config=model.source.config,
     )
     return draft_vllm(view, options)
 

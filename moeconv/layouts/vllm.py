@@ -22,8 +22,8 @@ from moeconv.layouts.partition import (
     vocab,
     whole,
 )
-from moeconv.layouts.vllm_rows import ARCHITECTURES, TESTED, Architecture, Piece, Row
-from moeconv.types import DTYPE_BITS, Key, Place, Span
+from moeconv.layouts.vllm_rows import ARCHITECTURES, GENERIC, TESTED, Architecture, Piece, Row
+from moeconv.types import Json, Key, Place, Span
 
 
 class View(NamedTuple):
@@ -35,6 +35,8 @@ class View(NamedTuple):
     heads: int
     kv_heads: int
     layers: int
+    tied: bool
+    config: Mapping[str, Json]
 
 
 def draft_vllm(view: View, options: Options) -> Layouted:
@@ -42,7 +44,7 @@ def draft_vllm(view: View, options: Options) -> Layouted:
 
     Raises UnrecognizedTensor for a tensor of the decoder that no row of the architecture takes.
     """
-    architecture = find_architecture(view.family)
+    architecture = find_architecture(view.family, experts_only=options.experts_only)
     if options.experts_only:
         rows = tuple(row for row in architecture.rows if row.experts)
         architecture = architecture._replace(rows=rows)
@@ -64,31 +66,41 @@ def draft_vllm(view: View, options: Options) -> Layouted:
     return Layouted(tuple(drafts), unused, facts, tuple(notes))
 
 
-def find_architecture(family: str) -> Architecture:
-    """Return the table for a family; Refused names a family without one."""
+def find_architecture(family: str, *, experts_only: bool) -> Architecture:
+    """Return the table for a family; Refused names a family without one, but for its experts."""
     for architecture in ARCHITECTURES:
         if family in architecture.families:
             return architecture
+    if experts_only:
+        return GENERIC
     known = ", ".join(name for one in ARCHITECTURES for name in one.families)
     raise Refused(
-        f"the vllm layout has no table for family '{family}'", hint=f"families with one: {known}"
+        f"the vllm layout has no table for family '{family}'",
+        hint=f"families with one: {known}; any other: --experts-only",
     )
 
 
 def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Mapping[str, str]:
-    """Return stack -> rule of what this layout leaves out; raise for what it should know."""
+    """Return stack or key -> rule of what this layout leaves out; raise for what it should know."""
     taken = {piece.key for row in architecture.rows for piece in row.pieces}
-    unused = {}
+    unused = {
+        piece.key: f"config.json says {row.flag} is off"
+        for row in architecture.rows
+        for piece in row.pieces
+        if row.flag and not view.config.get(row.flag)
+    }
     for key, place in view.places.items():
         if experts_only and key.expert is None:
             continue
-        if key.stack == "mtp" or key.stack.startswith("mtp"):
+        if key.stack.startswith("mtp"):
             unused[key.stack] = "MTP layers are not part of vLLM's sharded state"
         elif key.stack != "main":
             raise Refused(
                 f"'{place.weight.name}' belongs to '{key.stack}', not to the text model",
                 hint="vision-language models: --experts-only",
             )
+        elif key.name == "lm_head.weight" and view.tied:
+            unused[key.name] = "tie_word_embeddings: vLLM reads the embedding"
         elif key.name not in taken:
             ref = next(iter(place.weight.parts.values()))
             raise UnrecognizedTensor(
@@ -155,12 +167,15 @@ class _Drafter:
                 layer=layer,
             )
             return
+        if not self.applies(row, layer):
+            return
         first = 0 if row.experts else None
         places = [
-            self.view.places.get(Key("main", layer, first, piece.key)) for piece in row.pieces
+            self.view.places.get(Key("main", layer, first, self.key(row, piece)))
+            for piece in row.pieces
         ]
         present = [place for place in places if place is not None]
-        if not present and (row.optional or self.tied(row)):
+        if not present and row.optional:
             return
         if len(present) < len(places):
             lost = ", ".join(
@@ -172,9 +187,22 @@ class _Drafter:
             )
         yield self.matrix(row, layer, name, present)
 
-    def tied(self, row: Row) -> bool:
-        """Return whether the row is the output head of a model that ties it to the embedding."""
-        return row.name == "lm_head.weight"
+    def applies(self, row: Row, layer: int | None) -> bool:
+        """Return whether this model, at this layer, has the row at all."""
+        if row.flag and not self.view.config.get(row.flag):
+            return False
+        if self.view.tied and row.pieces[0].key == "model.embed_tokens.weight":
+            return False  # one storage: vLLM keeps the smaller name, lm_head.weight
+        if not row.given:
+            return True
+        there = Key("main", layer, None, row.given.lstrip("!")) in self.view.places
+        return there != row.given.startswith("!")
+
+    def key(self, row: Row, piece: Piece) -> str:
+        """Return the key that a piece is read from."""
+        if self.view.tied and row.name == "lm_head.weight":
+            return "model.embed_tokens.weight"
+        return piece.key
 
     def matrix(self, row: Row, layer: int | None, name: str, places: Sequence[Place]) -> Draft:
         """Return the draft of a row from the places of its pieces (of expert 0)."""
@@ -202,7 +230,7 @@ class _Drafter:
                 Fill(
                     "main",
                     layer,
-                    piece.key,
+                    self.key(row, piece),
                     experts,
                     Span(rows.start, rows.stop),
                     Span(cols.start, cols.stop),
@@ -259,14 +287,3 @@ class _Drafter:
 
 def _stacked(places: Iterable[Place]) -> bool:
     return any(place.weight.slots is not None for place in places)
-
-
-def rank_nbytes(drafts: Sequence[Draft]) -> int:
-    """Return the bytes of a rank's tensors."""
-    total = 0
-    for draft in drafts:
-        count = 1
-        for extent in draft.shape:
-            count *= extent
-        total += count * DTYPE_BITS[draft.dtype] // 8
-    return total

@@ -97,7 +97,8 @@ class Translated(NamedTuple):
 
     `name`: its Hugging Face name; of experts that of the stacked tensor, `mlp.experts.gate_proj`
     and the like whatever the model calls them (STORED has the rules). `one_row`: a vector [N] is
-    [1, N] in the model. `stays_f32`: the model keeps it in F32 whatever the other dtypes.
+    [1, N] in the model. `stays_f32`: kept in F32 whatever the other dtypes; so is every
+    correction bias, since rounding one may change which experts are chosen.
     """
 
     name: str

@@ -34,6 +34,7 @@ from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
 
 DEFAULT_MEMORY_NBYTES = 2 << 30
+WAITING_JOBS = 2  # beside one per core: a task that waits for the disk needs no core
 IDLE_SHARE = 4  # a quarter of the memory may lie idle in the pool, waiting for the next task
 
 
@@ -104,7 +105,7 @@ def check_apart(source: Path, dst: Path) -> None:
 
 def choose_limits(resources: Resources) -> Limits:
     """Return threads and memory, from the machine where they are not given."""
-    jobs = resources.jobs or cpu_count()
+    jobs = resources.jobs or cpu_count() + WAITING_JOBS
     memory = resources.memory_nbytes
     if memory is None:
         memory = min(DEFAULT_MEMORY_NBYTES, max(memory_limit() // 2, 64 << 20))

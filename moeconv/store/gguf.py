@@ -133,27 +133,34 @@ def _check_kind(metadata: Mapping[str, Json], name: str) -> None:
 
 def _check_split(headers: Mapping[str, GgufHeader]) -> None:
     """Refuse files that contradict each other or their names on how the model is split."""
-    split = all(_SPLIT.fullmatch(name) for name in headers)
-    total = sum(len(header.tensors) for header in headers.values())
+    tensor_count = sum(len(header.tensors) for header in headers.values())
     for index, (name, header) in enumerate(headers.items()):
-        metadata = header.metadata
-        count = metadata.get("split.count", len(headers) if len(headers) == 1 else None)
-        if count != len(headers) and not (count == 0 and len(headers) == 1):
-            what = f"split.count is {count}, the name says {len(headers)}"
-            if not split:
-                what = f"this is one of {count} files of a split model, but is not named like one"
-            raise BadSource(what, where=name, hint="the names end in -00001-of-0000N.gguf")
-        if metadata.get("split.no", 0) != index:
-            what = f"split.no is {metadata.get('split.no')}, the name says {index}"
-            raise BadSource(what, where=name, hint="give the file its own name again")
-        declared = metadata.get("split.tensors.count", total)
-        if declared != total:
-            what = f"split.tensors.count is {declared}, the files hold {total} tensors"
-            raise BadSource(what, where=name, hint="the files are not of one model: download again")
+        expected = {
+            "split.count": len(headers),
+            "split.no": index,
+            "split.tensors.count": tensor_count,
+        }
+        _check_part(name, header.metadata, expected)
     found = {header.metadata.get("general.architecture") for header in headers.values()} - {None}
     if len(found) > 1:
         what = f"the files are of different architectures: {shorten(sorted(map(str, found)))}"
         raise BadSource(what, where=shorten(headers))
+
+
+def _check_part(name: str, metadata: Mapping[str, Json], expected: Mapping[str, int]) -> None:
+    count = metadata.get("split.count")
+    if count == 0 and expected["split.count"] == 1:
+        return  # what llama.cpp writes into a model that was put together again
+    if count != expected["split.count"] and _SPLIT.fullmatch(name) is None:
+        what = f"this is one of {count} files of a split model, but is not named like one"
+        raise BadSource(what, where=name, hint="the names end in -00001-of-0000N.gguf")
+    for key, value in expected.items():
+        if metadata.get(key, value if key != "split.count" else None) != value:
+            raise BadSource(
+                f"{key} is {metadata.get(key)}, by the names and files it should be {value}",
+                where=name,
+                hint="the files are not of one model, or were renamed: download them again",
+            )
 
 
 def _join(headers: Mapping[str, GgufHeader]) -> Mapping[str, TensorRef]:

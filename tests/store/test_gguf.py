@@ -123,9 +123,9 @@ def test_a_missing_file_of_a_split_model_is_named(tmp_path: Path, lost: int) -> 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"split__no": 0}, r"split.no is 0, the name says 1"),
-        ({"split__count": 3}, r"split.count is 3, the name says 2"),
-        ({"split__tensors__count": 9}, r"split.tensors.count is 9, the files hold 2"),
+        ({"split__no": 0}, r"split.no is 0, .* should be 1"),
+        ({"split__count": 3}, r"split.count is 3, .* should be 2"),
+        ({"split__tensors__count": 9}, r"split.tensors.count is 9, .* should be 2"),
     ],
 )
 def test_files_that_contradict_their_names_are_refused(
@@ -141,6 +141,13 @@ def test_a_part_under_another_name_is_refused(tmp_path: Path) -> None:
     lone = paths[1].rename(tmp_path / "renamed.gguf")
     with pytest.raises(BadSource, match="one of 2 files of a split model"):
         open_source(lone)
+
+
+def test_a_model_put_together_again_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tensors = {"a.weight": np.zeros(4, np.float32)}
+    write_part(tmp_path / "merged.gguf", tensors, split__no=0, split__count=0)
+    assert list(open_source(tmp_path / "merged.gguf").tensors) == ["a.weight"]
 
 
 def test_files_without_split_metadata_are_refused(tmp_path: Path) -> None:

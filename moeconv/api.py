@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moeconv.convert import Resources, Result, check_apart, convert_plan
 from moeconv.destination import decide, examine
-from moeconv.execute import Report, Signal
 from moeconv.layouts.options import Options
 from moeconv.model import Model, build_model
 from moeconv.plan import Plan, build_plan
 from moeconv.store.source import open_source
+
+if TYPE_CHECKING:  # what runs a plan takes half a second to import
+    from moeconv.convert import Resources, Result
+    from moeconv.execute import Report, Signal
 
 Name = str | PathLike[str]
 
@@ -32,6 +34,8 @@ def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **op
     model = inspect(src, config=config, orientation=chosen.orientation)
     made = build_plan(model, chosen)
     if dst is not None:
+        from moeconv.convert import check_apart
+
         check_apart(model.source.root, Path(dst))
         decide(examine(Path(dst)), made, Path(dst), overwrite=False)
     return made
@@ -46,4 +50,6 @@ def convert(
     signal: Signal | None = None,
 ) -> Result:
     """Do what a plan says in `dst`; the same call again continues an interrupted one."""
+    from moeconv.convert import convert_plan
+
     return convert_plan(plan, Path(dst), resources, report=progress, signal=signal)

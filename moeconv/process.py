@@ -19,11 +19,12 @@ from moeconv.decoding import (
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.floats import round_to
+from moeconv.rects import Rect
 from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.writer import OutputFile
-from moeconv.tasks import Rect, Region
+from moeconv.tasks import Region
 from moeconv.types import Weight
 
 Array = npt.NDArray[Any]

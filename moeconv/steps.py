@@ -15,7 +15,8 @@ from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import is_copy, part_reads
 from moeconv.kernels.cpu import KERNELS
-from moeconv.tasks import Rect, Region, Task
+from moeconv.rects import Rect
+from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
 
 REFERENCE_NBYTES = 24  # per element: what a codec's reference holds while it decodes

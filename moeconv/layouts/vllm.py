@@ -22,7 +22,8 @@ from moeconv.layouts.partition import (
     vocab,
     whole,
 )
-from moeconv.layouts.vllm_rows import ARCHITECTURES, GENERIC, TESTED, Architecture, Piece, Row
+from moeconv.layouts.vllm_rows import TESTED, Architecture, Piece, Row
+from moeconv.layouts.vllm_tables import ARCHITECTURES, GENERIC
 from moeconv.types import Json, Key, Place, Span
 
 
@@ -217,12 +218,23 @@ class _Drafter:
         width = windows[0][1].extent
         dtype = row.dtype or weight_dtype(places[0].weight, self.options)
         vector = len(places[0].weight.shape) == (2 if row.experts and _stacked(places) else 1)
-        matrix_shape: tuple[int, ...] = (height,) if vector else (height, width)
-        shape = matrix_shape if experts is None else (len(experts), *matrix_shape)
+        shape: tuple[int, ...] = (height,) if vector else (height, width)
+        if experts is not None:
+            shape = (len(experts), *shape)
+        slots = 1 if experts is None else len(experts)
+        draft = Draft(name, dtype, shape, slots, height, width, rank=self.rank.number, layer=layer)
         if row.pieces[0].split == "rank0" and self.rank.number and not self.options.ep:
-            return Draft(
-                name, dtype, shape, 1, 1, 1, constant=0.0, rank=self.rank.number, layer=layer
-            )
+            return draft._replace(constant=0.0)
+        return draft._replace(fills=self.fills(row, layer, experts, windows))
+
+    def fills(
+        self,
+        row: Row,
+        layer: int | None,
+        experts: tuple[int, ...] | None,
+        windows: Sequence[tuple[Part, Part]],
+    ) -> tuple[Fill, ...]:
+        """Return the fills of a row's pieces: one after another, or row by row in turn."""
         fills = []
         at = 0
         for index, (piece, (rows, cols)) in enumerate(zip(row.pieces, windows, strict=True)):
@@ -241,18 +253,7 @@ class _Drafter:
                 )
             )
             at += rows.extent
-        slots = 1 if experts is None else len(experts)
-        return Draft(
-            name,
-            dtype,
-            shape,
-            slots,
-            height,
-            width,
-            tuple(fills),
-            rank=self.rank.number,
-            layer=layer,
-        )
+        return tuple(fills)
 
     def window(self, piece: Piece, place: Place) -> tuple[Part, Part]:
         """Return the (rows, cols) of a piece that this rank holds."""

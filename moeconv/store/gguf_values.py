@@ -116,6 +116,7 @@ class Cursor:
 
 
 def read_metadata(cursor: Cursor, count: int) -> Mapping[str, Json]:
+    """Return the next `count` keys and their values; BadHeader for a key that is there twice."""
     metadata: dict[str, Json] = {}
     for _ in range(count):
         key = cursor.name(MAX_KEY_NBYTES, "a metadata key")

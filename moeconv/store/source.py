@@ -253,6 +253,7 @@ def _mode_of_option(path: Path) -> None:
 
 
 def parse_config_file(data: bytes, name: str) -> Mapping[str, Json]:
+    """Return the JSON object of a config file; BadSource names what is wrong with it."""
     try:
         return parse_config(data)
     except JsonProblem as problem:

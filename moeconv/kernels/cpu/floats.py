@@ -43,21 +43,25 @@ OVERFLOW_F16 = u4(0x477FF000)
 # numba takes `.view` of a number only right after its constructor.
 @jitable
 def as_u4(value: np.float32) -> np.uint32:
+    """Return the bits of a float32."""
     return np.float32(value).view(u4)
 
 
 @jitable
 def as_f32(bits: np.uint32) -> np.float32:
+    """Return the float32 of these bits."""
     return u4(bits).view(np.float32)
 
 
 @jitable
 def as_u8(value: np.float64) -> np.uint64:
+    """Return the bits of a float64."""
     return np.float64(value).view(u8)
 
 
 @jitable
 def as_f64(bits: np.uint64) -> np.float64:
+    """Return the float64 of these bits."""
     return u8(bits).view(np.float64)
 
 
@@ -134,6 +138,7 @@ def _narrow_f16(wide: Array, out: Array) -> None:
 
 @jitable
 def copy_elements(source: Array, out: Array) -> None:
+    """Fill `out` with the elements of `source`, of the same size."""
     # A slice assignment looks for overlap and goes byte by byte: 4 times slower.
     for i in range(out.size):
         out[i] = source[i]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moeconv.destination import MANIFEST, finish
+from moeconv.digest import bytes_digest, file_digest, json_digest
 from moeconv.errors import IOFailed
 from moeconv.layouts.options import DTYPES
 from moeconv.manifest import Outcome, build_manifest, dump_json
@@ -43,12 +44,22 @@ def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
     if not plan.options.partial:
         for name in plan.model.source.auxiliary:
             copy_file(plan.model.source.root / name, dst / name)
+    manifest["beside"] = beside_digests(plan, dst, configs)
+    manifest["digest"] = json_digest(manifest)
     write_small_file(dst / MANIFEST, dump_json(manifest))
     # A directory with config.json is a model: nothing may be missing when it appears.
     for name in sorted(configs, key=lambda name: (name == "config.json", name)):
         write_small_file(dst / name, dump_json(configs[name]))
     finish(dst)
     return manifest
+
+
+def beside_digests(plan: Plan, dst: Path, configs: Mapping[str, Json]) -> dict[str, str]:
+    """Return the xxh3-128 of every file beside the weights: configs to be written, copies made."""
+    copies = () if plan.options.partial else plan.model.source.auxiliary
+    digests = {name: file_digest(dst / name) for name in copies}
+    texts = {name: bytes_digest(dump_json(value)) for name, value in configs.items()}
+    return dict(sorted({**digests, **texts}.items()))
 
 
 def output_configs(plan: Plan) -> dict[str, Mapping[str, Json]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import xxhash
 
+from moeconv.errors import IOFailed
 from moeconv.types import Json
+
+_CHUNK_NBYTES = 1 << 20
 
 
 def canonical_json(value: Json) -> bytes:
@@ -16,4 +20,21 @@ def canonical_json(value: Json) -> bytes:
 
 def json_digest(value: Json) -> str:
     """Return the xxh3-128 (32 hex digits) of a value's canonical JSON."""
-    return str(xxhash.xxh3_128_hexdigest(canonical_json(value)))
+    return bytes_digest(canonical_json(value))
+
+
+def bytes_digest(data: bytes) -> str:
+    """Return the xxh3-128 (32 hex digits) of bytes."""
+    return str(xxhash.xxh3_128_hexdigest(data))
+
+
+def file_digest(path: Path) -> str:
+    """Return the xxh3-128 (32 hex digits) of a file, read in bounded memory."""
+    found = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_NBYTES):
+                found.update(chunk)
+    except OSError as error:
+        raise IOFailed(f"reading failed: {error.strerror}", where=str(path)) from error
+    return str(found.hexdigest())

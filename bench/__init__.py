@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench` runs them and writes docs/benchmarks.md. Ratios, medians, one machine."""
+"""Benchmarks: `make bench` runs them and writes docs/benchmarks.md; medians and ratios."""

@@ -1,0 +1,109 @@
+"""The main job: gpt-oss MXFP4 to an hf directory and to eight ranks, beside what the disk can do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple, TypeVar
+
+from bench.checkpoints import Size, gpt_oss, gpt_oss_config, write_checkpoint
+from bench.measure import Cost, convert, copy_plainly, middle, run_python, write_direct
+
+Result = TypeVar("Result")
+SIZE = Size(layers=2, experts=32, hidden=2880, intermediate=2880)
+PEER = """
+import sys, torch
+from transformers import AutoModelForCausalLM, Mxfp4Config
+model = AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], quantization_config=Mxfp4Config(dequantize=True), dtype=torch.bfloat16
+)
+model.save_pretrained(sys.argv[2])
+import os
+os.sync()
+"""
+
+
+class MainJob(NamedTuple):
+    """Medians of one interleaved run; seconds, bytes."""
+
+    source_nbytes: int
+    output_nbytes: int
+    hf: Cost
+    tp8: Cost
+    direct_seconds: float
+    copy_seconds: float
+    transformers: Cost | None
+
+
+def run_main_job(folder: Path, repeats: int = 3, *, peer: bool = True) -> MainJob:
+    """Run everything `repeats` times in turn (transformers once) and return the medians."""
+    source = folder / "gpt-oss"
+    source_nbytes = sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    if not source_nbytes:
+        source_nbytes = write_checkpoint(source, gpt_oss(SIZE), gpt_oss_config(SIZE))
+    hf, tp8 = folder / "hf", folder / "tp8"
+    costs: dict[str, list[Cost]] = {"hf": [], "tp8": []}
+    seconds: dict[str, list[float]] = {"direct": [], "copy": []}
+    nbytes = 0
+    for _ in range(repeats + 1):  # the first warms caches and is not counted
+        costs["hf"].append(_fresh(hf, lambda: convert(source, hf)))
+        nbytes = sum(path.stat().st_size for path in hf.glob("*.safetensors"))
+        seconds["direct"].append(write_direct(folder / "direct", nbytes))
+        costs["tp8"].append(
+            _fresh(tp8, lambda: convert(source, tp8, "--layout", "vllm", "--tp", "8"))
+        )
+        copied = folder / "copied"
+        seconds["copy"].append(_fresh(copied, lambda: copy_plainly(hf, copied)))
+        for leftover in (tp8, copied):
+            shutil.rmtree(leftover)
+        (folder / "direct").unlink()
+    shutil.rmtree(hf)
+    saved = folder / "transformers"
+    other = _fresh(saved, lambda: run_python(PEER, [str(source), str(saved)])) if peer else None
+    shutil.rmtree(saved, ignore_errors=True)
+    return MainJob(
+        source_nbytes,
+        nbytes,
+        middle(costs["hf"][1:]),
+        middle(costs["tp8"][1:]),
+        median(seconds["direct"][1:]),
+        median(seconds["copy"][1:]),
+        other,
+    )
+
+
+def _fresh(folder: Path, run: Callable[[], Result]) -> Result:
+    """Run with `folder` removed before, so that every run does the whole work."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return run()
+
+
+def table(job: MainJob) -> Sequence[str]:
+    """Return the Markdown rows of the result."""
+    gb = job.output_nbytes / 1e9
+
+    def row(name: str, seconds: float, cost: Cost | None) -> str:
+        cpu = f"{cost.cpu:.1f}" if cost else ""
+        rss = f"{cost.peak_rss / 2**30:.2f}" if cost else ""
+        read = f"{cost.read_chars / job.source_nbytes:.3f}" if cost and cost.read_chars else ""
+        share = f"{job.direct_seconds / seconds:.0%}"
+        return f"| {name} | {seconds:.2f} | {gb / seconds:.2f} | {share} | {cpu} | {rss} | {read} |"
+
+    rows = [
+        "| | seconds | GB/s of output | speed against the O_DIRECT write | CPU seconds "
+        "| peak RSS, GiB | bytes read / source |",
+        "|---|---|---|---|---|---|---|",
+        row("O_DIRECT write of as many bytes, 2 threads", job.direct_seconds, None),
+        row("`cp` of the output, synced", job.copy_seconds, None),
+        row("moeconv, `--layout hf`", job.hf.wall, job.hf),
+        row("moeconv, `--layout vllm --tp 8`", job.tp8.wall, job.tp8),
+    ]
+    if job.transformers is not None:
+        rows.append(
+            row(
+                "transformers: dequantize, save_pretrained", job.transformers.wall, job.transformers
+            )
+        )
+    return rows

@@ -1,4 +1,4 @@
-"""The main job: gpt-oss MXFP4 to an hf directory and to eight ranks, beside what the disk can do."""
+"""The main job: gpt-oss MXFP4 to hf and to eight ranks, beside what the disk can do."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_main_job(folder: Path, repeats: int = 3, *, peer: bool = True) -> MainJo
     source_nbytes = sum(p.stat().st_size for p in source.glob("*.safetensors"))
     if not source_nbytes:
         source_nbytes = write_checkpoint(source, gpt_oss(SIZE), gpt_oss_config(SIZE))
-    hf, tp8 = folder / "hf", folder / "tp8"
+    hf, tp8, copied = folder / "hf", folder / "tp8", folder / "copied"
     costs: dict[str, list[Cost]] = {"hf": [], "tp8": []}
     seconds: dict[str, list[float]] = {"direct": [], "copy": []}
     nbytes = 0
@@ -54,7 +54,6 @@ def run_main_job(folder: Path, repeats: int = 3, *, peer: bool = True) -> MainJo
         costs["tp8"].append(
             _fresh(tp8, lambda: convert(source, tp8, "--layout", "vllm", "--tp", "8"))
         )
-        copied = folder / "copied"
         seconds["copy"].append(_fresh(copied, lambda: copy_plainly(hf, copied)))
         for leftover in (tp8, copied):
             shutil.rmtree(leftover)

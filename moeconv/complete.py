@@ -1,4 +1,4 @@
-"""Is the model whole? Every expert of every layer, each with all of its projections, of one shape."""
+"""Is the model whole? Every expert of every layer, with all projections, of one shape."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_complete(
 ) -> tuple[Mapping[tuple[str, int], int], tuple[str, ...]]:
     """Return ((stack, layer) -> experts, notes); raise for anything that is missing.
 
-    IncompleteModel: a missing expert, projection or layer; ShapeMismatch: projections that disagree;
-    BadSource: sizes that contradict the config.
+    IncompleteModel: a missing expert, projection or layer; ShapeMismatch: projections that
+    disagree; BadSource: sizes that contradict the config.
     """
     grid = _grid(places)
     if not grid:
@@ -65,7 +65,7 @@ def _layer_text(layer: tuple[str, int]) -> str:
 
 
 def _check_counts(counts: Mapping[tuple[str, int], int], sizes: Sizes) -> None:
-    allowed = {*sizes.experts, sum(sizes.experts)} if sizes.experts else set(counts.values())
+    allowed = set(sizes.experts) or set(counts.values())
     for layer, count in counts.items():
         if count not in allowed:
             raise IncompleteModel(
@@ -81,7 +81,7 @@ def _check_shapes(places: Mapping[Key, Place], sizes: Sizes) -> None:
     shapes: dict[tuple[str, int | None, int | None], dict[str, tuple[int, int]]]
     shapes = defaultdict(dict)
     for (stack, layer, expert, name), place in places.items():
-        if expert is not None and not name.endswith(".bias"):
+        if expert is not None:
             shapes[stack, layer, expert][name] = (place.rows.length, place.weight.cols)
     checked: set[tuple[tuple[str, tuple[int, int]], ...]] = set()
     for (stack, layer, expert), found in shapes.items():
@@ -97,7 +97,12 @@ def _check_expert(where: str, found: Mapping[str, tuple[int, int]], sizes: Sizes
     up = found["up"]
     down = found["down"]
     gate = found.get("gate", up)
-    if gate != up or down != (up[1], up[0]):
+    biases = all(
+        shape[0] == found[name.removesuffix(".bias")][0]
+        for name, shape in found.items()
+        if name.endswith(".bias")
+    )
+    if gate != up or down != (up[1], up[0]) or not biases:
         listing = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(found.items()))
         raise ShapeMismatch(
             f"{where}: projections disagree: {listing}",
@@ -110,7 +115,8 @@ def _check_expert(where: str, found: Mapping[str, tuple[int, int]], sizes: Sizes
     ):
         if said and None not in said and is_one not in said:
             raise BadSource(
-                f"{where}: {name} size is {is_one}; config.json says {said[0]}",
+                f"{where}: {name} size is {is_one}; config.json says "
+                f"{' or '.join(str(one) for one in said)}",
                 where="config.json",
                 hint="config.json does not belong to these files",
             )

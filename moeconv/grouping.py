@@ -127,13 +127,19 @@ def group_tensors(
             if group is None:
                 group = Group(prefix + match.base, place, match)
                 experts[(prefix + match.base, kind)] = group
-            _add(group, match.part, ref)
+            _add(group, "weight" if kind else match.part, ref)
             continue
-        if place.layer is not None and _EXPERT_WORD.search(place.rest):
+        if place.layer is not None and _called_expert(place.rest, family):
             raise _unrecognized(name, ref, family)
         _add_other(others, name, place, ref)
     _check_orphans(experts.values())
     return list(experts.values()), _settle_others(others, quantized=quantized)
+
+
+def _called_expert(rest: str, family: Family) -> bool:
+    return _EXPERT_WORD.search(rest) is not None and not any(
+        rest == module or rest.startswith(f"{module}.") for module in family.carried
+    )
 
 
 def _add(group: Group, part: str, ref: TensorRef) -> None:
@@ -186,7 +192,7 @@ def _settle_others(others: Mapping[str, Group], *, quantized: bool) -> list[Grou
 
 def _check_orphans(groups: Iterable[Group]) -> None:
     for group in groups:
-        if group.parts and not any(part in (*CARRIERS, "bias") for part in group.parts):
+        if group.parts and not any(part in CARRIERS for part in group.parts):
             raise _orphan(group, list(group.parts))
 
 

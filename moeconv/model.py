@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from moeconv.codecs import CODECS
-from moeconv.codecs.base import Codec, QuantScheme, header_shapes
 from moeconv.complete import check_complete
+from moeconv.detection import Detected, Detector
 from moeconv.dims import parse_dims
-from moeconv.errors import BadSource, ShapeMismatch, UnrecognizedTensor
-from moeconv.families.base import Family, Rule
-from moeconv.families.tables import FAMILIES, MAIN_STACKS
+from moeconv.errors import BadSource, UnrecognizedTensor
+from moeconv.families.base import Family
+from moeconv.families.config_fields import MAIN_STACKS
+from moeconv.families.tables import FAMILIES
+from moeconv.fitting import Fit, Fitter, check_parts
 from moeconv.grouping import Group, LayerName, group_tensors
 from moeconv.quantization import Quantization, read_quantization
-from moeconv.sizes import Sizes, config_value, read_sizes
-from moeconv.store.source import Source
-from moeconv.types import Key, Params, Place, Span, TensorRef, Weight, element_count
+from moeconv.sizes import Sizes, model_types, read_sizes
+from moeconv.store.reader import Reader
+from moeconv.store.source import NATIVE_CONFIG, Source
+from moeconv.types import Json, Key, Place, Span, TensorRef, Weight, element_count
 
 
 class Dropped(NamedTuple):
@@ -42,26 +44,22 @@ class Model:
     notes: tuple[str, ...]
 
 
-class Detected(NamedTuple):
-    """A group's codec, its parameters and the decoded shape as stored."""
-
-    codec: Codec
-    params: Params
-    shape: tuple[int, ...]
-
-
 def build_model(source: Source, *, orientation: str | None = None) -> Model:
-    """Return the model of a source, read from headers alone.
+    """Return the model of a source, read from headers and a few tiny payloads.
 
     Raises BadSource and its kinds for anything that no rule and no codec explains.
     """
-    family = find_family(source.config)
-    sizes = read_sizes(source.config, family)
+    config = source.config or source.extra_configs.get(NATIVE_CONFIG) or {}
+    family = find_family(config)
+    sizes = read_sizes(config, family)
     quantization = read_quantization(source.config, source.extra_configs)
     experts, others = group_tensors(source.tensors, family, quantized=bool(quantization.method))
-    builder = _Builder(family, sizes, quantization, orientation)
-    weights = [builder.expert(group) for group in experts if group.parts]
-    weights += [builder.other(group) for group in others if group.parts]
+    with Reader(source.files) as reader:
+        detector = Detector(quantization, reader)
+        builder = _Builder(sizes, detector, orientation)
+        weights = [builder.expert(group) for group in experts if group.parts]
+        weights += [builder.other(group) for group in others if group.parts]
+        found = detector.finish()
     places = _places(weights)
     expert_layers, notes = check_complete(weights, places, family, sizes)
     dropped = tuple(
@@ -78,62 +76,66 @@ def build_model(source: Source, *, orientation: str | None = None) -> Model:
         places,
         dropped,
         expert_layers,
-        (*source.notes, *notes),
+        (*source.notes, *found, *notes),
     )
 
 
-def find_family(config: Mapping[str, object]) -> Family:
-    """Return the family of a config's model_type; BadSource names one that is not known."""
-    found = config_value(config, ("model_type",))
-    for family in FAMILIES:
-        if found in family.model_types:
-            return family
+def find_family(config: Mapping[str, Json]) -> Family:
+    """Return the family of a config's model_type; BadSource names one that is not known.
+
+    A wrapper (of vision and text) that is not known itself goes by the type of its text model.
+    """
+    found = model_types(config)
+    for name in found:
+        for family in FAMILIES:
+            if name in family.model_types:
+                return family
+    if not found:
+        for family in FAMILIES:
+            if family.config_fields and all(field in config for field in family.config_fields):
+                return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise BadSource(
-        f"model_type {found!r} is not a family that moeconv knows",
-        where="config.json",
-        hint=f"known: {known}",
+    what = (
+        f"model_type {found[0]!r} is not a family that moeconv knows"
+        if found
+        else ("the config has no model_type")
     )
+    raise BadSource(what, where="config.json", hint=f"known: {known}")
 
 
 class _Builder:
-    """Group -> Weight; holds what every group of a model shares, and the detections made so far."""
+    """Group -> Weight; holds what every group of a model shares."""
 
-    def __init__(
-        self,
-        family: Family,
-        sizes: Sizes,
-        quantization: Quantization,
-        orientation: str | None,
-    ) -> None:
-        self.family = family
+    def __init__(self, sizes: Sizes, detector: Detector, orientation: str | None) -> None:
         self.sizes = sizes
-        self.quantization = quantization
-        self.orientation = orientation
-        self._seen: dict[object, Detected] = {}
+        self.detector = detector
+        self.fitter = Fitter(sizes, orientation)
 
     def expert(self, group: Group) -> Weight:
         """Return the weight of an expert group; stacked, fused and transposed as its rule says."""
         assert group.match is not None
         match = group.match
-        detected = self.detect(group, vector=match.part == "bias")
-        rule, rows, cols, experts = self.arrange(group, detected.shape)
-        dims = parse_dims(rule.dims)
+        detected = self.detector.detect(group, vector=match.part == "bias")
+        fit = self.fitter.fit(group, detected.shape)
+        weight = self._expert(group, detected, fit)
+        check_parts(weight, detected.codec, flat=len(fit.dims.groups[0]) > 1)
+        return weight
+
+    def _expert(self, group: Group, detected: Detected, fit: Fit) -> Weight:
+        assert group.match is not None
+        rule, dims, match = fit.rule, fit.dims, group.match
         projections = rule.projections[match.projection]
         form = parse_dims(rule.form or rule.dims)
-        per_projection = rows // len(projections)
+        per_projection = fit.rows // len(projections)
         bias = match.part == "bias"
         first = next(iter(group.parts.values()))
-        dotted = not dims.stacked or any(
-            ref.name.startswith(f"{group.name}.") for ref in group.parts.values()
-        )
-        weight = Weight(
-            name=first.name if bias else group.name + (".weight" if dotted else ""),
+        return Weight(
+            name=first.name if bias else group.name + _ending(group, stacked=dims.stacked),
             codec=detected.codec.name,
-            rows=rows,
-            cols=cols,
-            slots=experts if dims.stacked else None,
-            parts={"weight": first} if bias else group.parts,
+            rows=fit.rows,
+            cols=fit.cols,
+            slots=fit.experts if dims.stacked else None,
+            parts=group.parts,
             transposed=dims.transposed,
             params=detected.params,
             stack=self.stack(group.place),
@@ -143,16 +145,14 @@ class _Builder:
                 (projection + rule.suffix, dims.rows_of(index, len(projections), per_projection))
                 for index, projection in enumerate(projections)
             ),
-            shape=form.shape(experts, len(projections), per_projection, cols),
+            shape=form.shape(fit.experts, len(projections), per_projection, fit.cols),
             form_transposed=form.transposed,
             is_expert=True,
         )
-        check_parts(weight, detected.codec)
-        return weight
 
     def other(self, group: Group) -> Weight:
         """Return the weight of any other group: a matrix, a vector, or whatever it is, as it is."""
-        detected = self.detect(group, vector=False)
+        detected = self.detector.detect(group)
         shape = detected.shape
         ref = group.parts.get("weight")
         name = ref.name if ref is not None else f"{group.name}.weight"
@@ -189,129 +189,13 @@ class _Builder:
         layers = self.sizes.layers
         return "mtp" if layers is not None and place.layer >= layers else "main"
 
-    def detect(self, group: Group, *, vector: bool) -> Detected:
-        """Return the one codec that takes exactly these parts; UnrecognizedTensor if none does."""
-        scheme = QuantScheme("", {}) if vector else self.quantization.scheme(group.name)
-        signature = (
-            tuple(sorted((part, ref.dtype, ref.shape) for part, ref in group.parts.items())),
-            scheme.method,
-            tuple(sorted(scheme.values.items())),
-        )
-        found = self._seen.get(signature)
-        if found is None:
-            parts = {"weight": ref for ref in group.parts.values()} if vector else group.parts
-            found = self._seen[signature] = _detect(group, parts, scheme)
-        return found
 
-    def arrange(self, group: Group, shape: tuple[int, ...]) -> tuple[Rule, int, int, int]:
-        """Return (rule, rows of a slot, cols, experts) of the one rule that the shape fits."""
-        assert group.match is not None
-        fits = []
-        for rule in group.match.rules:
-            solved = _solve(rule, group.match.projection, shape, self.sizes)
-            if solved is not None:
-                fits.append((rule, *solved))
-        if len(fits) == 1:
-            return fits[0]
-        if len(fits) > 1 and self.orientation is not None:
-            wanted = self.orientation == "in-out"
-            chosen = [fit for fit in fits if parse_dims(fit[0].dims).transposed == wanted]
-            if len(chosen) == 1:
-                return chosen[0]
-        raise _arrangement_error(group, shape, fits, self.sizes)
-
-
-def _detect(group: Group, parts: Mapping[str, TensorRef], scheme: QuantScheme) -> Detected:
-    found = [
-        Detected(codec, params, codec.shape(parts, params))
-        for codec in CODECS.values()
-        if (params := codec.detect(parts, scheme)) is not None
-    ]
-    if len(found) == 1:
-        return found[0]
-    listing = ", ".join(f"{ref.name} {ref.dtype} {list(ref.shape)}" for ref in parts.values())
-    takers = " and ".join(one.codec.name for one in found) or "no codec"
-    raise UnrecognizedTensor(
-        f"{takers} takes the parts of '{group.name}': {listing}"
-        f" (config: {scheme.method or 'not quantized'})",
-        where=next(iter(parts.values())).file,
-        hint="a part is missing, or the config does not belong to these files",
-    )
-
-
-def _solve(
-    rule: Rule, projection: str, shape: tuple[int, ...], sizes: Sizes
-) -> tuple[int, int, int] | None:
-    """Return (rows of a slot, cols, experts) if the shape fits the rule and the declared sizes."""
-    dims = parse_dims(rule.dims)
-    if len(shape) != len(dims.groups):
-        return None
-    extents = {axis: 0 for group in dims.groups for axis in group}
-    experts = sizes.experts[0] if sizes.experts else 1
-    known = {"P": len(rule.projections[projection]), "E": experts}
-    for group, extent in zip(dims.groups, shape, strict=True):
-        free = [axis for axis in group if axis not in known or len(group) == 1]
-        product = element_count(tuple(known[axis] for axis in group if axis not in free))
-        if len(free) != 1 or product == 0 or extent % product:
-            return None
-        extents[free[0]] = extent // product
-    rows = extents["R"] * (known["P"] if dims.fused else 1)
-    cols = extents.get("C", 1)
-    stacked = extents.get("E") or (experts if dims.stacked else 0)
-    return (rows, cols, stacked) if _fits_sizes(rule, projection, rows, cols, sizes) else None
-
-
-def _fits_sizes(rule: Rule, projection: str, rows: int, cols: int, sizes: Sizes) -> bool:
-    """Return whether the hidden side of a matrix is the hidden size that the config declares."""
-    if sizes.hidden is None or parse_dims(rule.dims).vector:
-        return True
-    side = rows if rule.projections[projection] == ("down",) else cols
-    return side in (sizes.hidden, *sizes.latent)
-
-
-def _arrangement_error(
-    group: Group, shape: tuple[int, ...], fits: Sequence[object], sizes: Sizes
-) -> BadSource:
-    assert group.match is not None
-    ref = next(iter(group.parts.values()))
-    rules = " or ".join(sorted({rule.dims for rule in group.match.rules}))
-    if fits:
-        return BadSource(
-            f"'{group.name}' {list(shape)} can be read as {rules} and nothing in the config decides",
-            where=ref.file,
-            hint="say which with --orientation in-out ([E, in, out]) or out-in ([E, out, in])",
-        )
-    return ShapeMismatch(
-        f"'{group.name}' has shape {list(shape)}; expected {rules} with hidden {sizes.hidden}",
-        where=ref.file,
-        hint="the config does not belong to these files, or a file is damaged",
-    )
-
-
-def check_parts(weight: Weight, codec: Codec) -> None:
-    """Raise ShapeMismatch for a part whose dtype or shape is not what its codec needs."""
-    tiles = codec.tiles(weight.params)
-    for part, ref in weight.parts.items():
-        tile = tiles.get(part)
-        if tile is None:
-            continue
-        if ref.dtype not in tile.dtypes:
-            raise ShapeMismatch(
-                f"'{ref.name}' is {ref.dtype}; {codec.name} needs {' or '.join(tile.dtypes)}",
-                where=ref.file,
-            )
-        if codec.name in ("float", "raw"):
-            continue
-        shapes = header_shapes(tile, weight.rows, weight.cols, transposed=weight.transposed)
-        if weight.slots is not None:
-            shapes = tuple((weight.slots, *shape) for shape in shapes)
-        if ref.shape not in shapes:
-            raise ShapeMismatch(
-                f"'{ref.name}' has shape {list(ref.shape)}, expected {list(shapes[0])} for a "
-                f"{codec.name} weight [{weight.rows}, {weight.cols}]",
-                where=ref.file,
-                hint="the file is damaged, or config.json does not belong to it",
-            )
+def _ending(group: Group, *, stacked: bool) -> str:
+    """Return what the name of the decoded tensor has after the group's: stacked ones vary."""
+    if stacked and "blocks" in group.parts:
+        return ""
+    dotted = any(ref.name.startswith(f"{group.name}.") for ref in group.parts.values())
+    return ".weight" if dotted or not stacked else ""
 
 
 def _places(weights: Sequence[Weight]) -> Mapping[Key, Place]:

@@ -29,12 +29,34 @@ class Rule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One row per family of checkpoints; `model_types` as config.json (or its text_config) says."""
+    """One row per family of checkpoints; `model_types` as config.json (or its text_config) says.
+
+    `dense`: one of these modules marks a layer without experts; empty: any layer may have none.
+    `aliases`: (fact, config fields) where they are not those of CONFIG_ALIASES.
+    `carried`: what lies under these modules of a layer is called experts and is none.
+    `config_fields`: all of them in a config without model_type say that it is this family's.
+    """
 
     name: str
     model_types: tuple[str, ...]
     rules: tuple[Rule, ...]
     example: str  # a public checkpoint, or the class that writes it
     projections: tuple[str, ...] = ("gate", "up", "down")
-    dense: tuple[str, ...] = ("mlp.down_proj",)  # one of these marks a layer without experts
-    intermediate: tuple[str, ...] = ("moe_intermediate_size", "intermediate_size")
+    dense: tuple[str, ...] = ("mlp.down_proj",)
+    aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    carried: tuple[str, ...] = ()
+    config_fields: tuple[str, ...] = ()
+
+
+def per_expert(prefix: str, projections: Projections = GATE_UP_DOWN) -> tuple[Rule, ...]:
+    """Return the rules of experts stored one by one, with or without a bias."""
+    pattern = f"{prefix}.{{expert}}.{{proj}}"
+    return (
+        Rule(pattern, "R C", projections),
+        Rule(pattern, "R", projections, suffix=".bias", parts=("bias",)),
+    )
+
+
+def packed(prefix: str, dims: str, projections: Projections = PACKED) -> tuple[Rule, ...]:
+    """Return the rule of all experts of a layer in one tensor."""
+    return (Rule(f"{prefix}.{{proj}}", dims, projections),)

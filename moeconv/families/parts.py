@@ -38,6 +38,8 @@ PACKED_PARTS: Mapping[str, str] = {
     "_scale": "weight_scale",
     "_weight_scale": "weight_scale",
     "_weight_scale_2": "weight_scale_2",
+    "_input_scale": "input_scale",
+    "_activation_scale": "activation_scale",
     "_bias": "bias",
 }
 # Activation data: never applied to weights; dropped by name when decoding.
@@ -47,6 +49,7 @@ ACTIVATION_PARTS = frozenset(
         "input_global_scale",
         "input_zero_point",
         "output_scale",
+        "output_zero_point",
         "k_scale",
         "v_scale",
         "q_scale",

@@ -1,0 +1,114 @@
+"""Errors -> one block on stderr (or one JSON object on stdout) and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import typer
+
+from moeconv.errors import Interrupted, IOFailed, MoeconvError, UsageError
+
+BUG = 1
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports programs that do not ignore it
+
+# The class of every usage error, whether typer brings its own click or imports the package.
+ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def run_guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Return the exit code of a command, its error printed."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _closed()
+    except KeyboardInterrupt:
+        return report(Interrupted("interrupted", hint="the same command starts again"), arguments)
+    except SystemExit as stop:
+        # Only rich and typer leave so: when what they print on was closed.
+        return _closed() if stop.code == 1 else int(stop.code or 0)
+    except Exception as error:  # noqa: BLE001  # the last place where a bug can be told from a crash
+        return report(error, arguments)
+
+
+def report(error: Exception, arguments: Sequence[str]) -> int:
+    """Print an error in the form that the arguments ask for; return the exit code."""
+    verbose = any(one == "--verbose" or _has_letter(one, "v") for one in arguments)
+    known = as_known(error)
+    facts = {
+        "kind": type(known or error).__name__,
+        "what": known.what if known else _bug_text(error),
+        "where": known.where if known else "",
+        "hint": known.hint if known else _bug_hint(verbose),
+    }
+    code = known.exit_code if known else BUG
+    if known is None and verbose:
+        traceback.print_exception(error, file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": facts, "exit_code": code}, indent=1, ensure_ascii=False))
+        return code
+    lines = [f"{facts['kind']}: {facts['what']}"]
+    lines += [
+        f"  {name}: {facts[key]}"
+        for name, key in (("where", "where"), ("do", "hint"))
+        if facts[key]
+    ]
+    with contextlib.suppress(BrokenPipeError):
+        print("\n".join(lines), file=sys.stderr)
+    return code
+
+
+def as_known(error: Exception) -> MoeconvError | None:
+    """Return an error as one of moeconv's own; None for a bug."""
+    if isinstance(error, MoeconvError):
+        return error
+    if isinstance(error, ClickError):
+        return UsageError(error.format_message(), hint=_usage_hint(error))  # type: ignore[attr-defined]  # click's
+    if isinstance(error, typer.Abort):
+        return Interrupted("interrupted")
+    if isinstance(error, OSError):
+        name = error.filename
+        where = os.fsdecode(name) if isinstance(name, str | bytes) else ""
+        what = f"the system refused: {error.strerror or error}"
+        return IOFailed(what, where=where, hint="check the path, its rights and its disk")
+    return None
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    path = getattr(context, "command_path", "moeconv")
+    return f"{path} --help lists what there is"
+
+
+def _bug_text(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _bug_hint(verbose: bool) -> str:
+    if verbose:
+        return "this is a bug in moeconv: please report it with the lines above"
+    return "this is a bug in moeconv: run the command again with -v and report what it prints"
+
+
+def _has_letter(argument: str, letter: str) -> bool:
+    return (
+        argument[:1] == "-"
+        and argument[1:2] != "-"
+        and letter in argument
+        and argument[1:].isalpha()
+    )
+
+
+def _closed() -> int:
+    """Return the exit code for a reader that went away; Python's last flush goes nowhere."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+    return PIPE_CLOSED

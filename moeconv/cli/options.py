@@ -1,0 +1,282 @@
+"""Every option, one row each, and how a command gets them; the reference page reads these rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from moeconv.cli.parse import parse_numbers, parse_size, read_expert_map
+
+Command = Callable[..., int]
+
+
+class Row(NamedTuple):
+    """One option or argument; `name` is that of the Python value and, with dashes, of the option.
+
+    `kind`: flag, text, texts (may be given again), number, size, numbers, map or choice.
+    """
+
+    name: str
+    kind: str
+    help: str
+    panel: str = "What to write"
+    metavar: str = ""
+    least: int = 1
+    choices: tuple[str, ...] = ()
+    short: str = ""
+    argument: bool = False
+    optional: bool = False  # of an argument
+
+
+LAYOUT_NAMES = ("hf", "vllm")
+DTYPE_NAMES = ("bf16", "fp16", "fp32", "keep")
+
+_RANKS = "Ranks (vllm)"
+_PART = "Part of the model"
+_SOURCE = "Source"
+_RUN = "Running"
+_REPORT = "Reporting"
+
+SRC = Row(
+    "src",
+    "text",
+    "A directory, a .safetensors file, a .safetensors.index.json or a .gguf file.",
+    metavar="SRC",
+    argument=True,
+)
+DST = Row("dst", "text", "The output directory.", metavar="DST", argument=True)
+DEMO = Row(
+    "dir",
+    "text",
+    "A new or empty directory to work in and to keep. (default: a temporary one)",
+    metavar="[DIR]",
+    argument=True,
+    optional=True,
+)
+
+SHAPE: tuple[Row, ...] = (
+    Row("layout", "choice", "What to write. (default: hf)", choices=LAYOUT_NAMES),
+    Row(
+        "dtype",
+        "choice",
+        "What the experts become; keep re-shards without decoding. (default: bf16)",
+        choices=DTYPE_NAMES,
+    ),
+    Row(
+        "dense_dtype",
+        "choice",
+        "What the other floating tensors become: quantized ones are decoded to it, 16-bit ones"
+        " cast to it, F32 ones stay F32. (default: as --dtype)",
+        choices=DTYPE_NAMES,
+    ),
+    Row(
+        "max_file_size",
+        "size",
+        "Of one output file. (default: 5GB (hf), one file per rank (vllm))",
+    ),
+    Row(
+        "nonfinite",
+        "choice",
+        "NaN and Inf that appear where there were none (fp16 overflow): stop, or keep them. Those"
+        " of the source are kept and counted. (default: error)",
+        choices=("error", "keep"),
+    ),
+    Row("tp", "number", "Tensor-parallel size; ranks = tp x dp. (default: 1)", _RANKS),
+    Row("dp", "number", "Data-parallel size. (default: 1)", _RANKS),
+    Row(
+        "ep",
+        "flag",
+        "Place experts whole on the tp x dp ranks instead of splitting them over them.",
+        _RANKS,
+    ),
+    Row(
+        "placement",
+        "choice",
+        "Which expert goes to which rank with --ep. (default: linear)",
+        _RANKS,
+        choices=("linear", "round-robin"),
+    ),
+    Row(
+        "redundant_experts",
+        "number",
+        "Experts held once more, with --ep. (default: 0)",
+        _RANKS,
+        least=0,
+    ),
+    Row(
+        "expert_map",
+        "map",
+        "A JSON file with the experts of each rank, with --ep: [[0, 1], [2, 3]].",
+        _RANKS,
+        metavar="FILE",
+    ),
+    Row(
+        "uneven",
+        "choice",
+        "A size that the ranks do not divide: refuse, or the next larger per rank with zeros at the"
+        " end. (default: refuse; pad with --experts-only)",
+        _RANKS,
+        choices=("refuse", "pad"),
+    ),
+    Row(
+        "pad_intermediate",
+        "number",
+        "Round the experts' intermediate size per rank up to a multiple of N, filled with zeros,"
+        " gate and up each by itself. (default: off)",
+        _RANKS,
+    ),
+    Row(
+        "pad_hidden",
+        "number",
+        "Round the experts' hidden size up to a multiple of N, filled with zeros. (default: off)",
+        _RANKS,
+    ),
+    Row(
+        "vllm_names",
+        "choice",
+        "Expert names as vLLM 0.32 and later have them (experts.routed_experts.w2_weight), or plain"
+        " ones (experts.w2_weight). (default: routed)",
+        _RANKS,
+        choices=("routed", "plain"),
+    ),
+    Row(
+        "ranks",
+        "numbers",
+        "Write only these ranks; runs with the others join the same DST, and the one that"
+        " completes the set commits it. (default: all)",
+        _PART,
+        metavar="0,3-5",
+    ),
+    Row("layers", "numbers", "Only these layers. (default: all)", _PART, metavar="0-3,40"),
+    Row("experts_only", "flag", "Only the experts.", _PART),
+    Row("include", "texts", "Only output tensors whose name fits; may be repeated.", _PART, "GLOB"),
+    Row("exclude", "texts", "No output tensor whose name fits; may be repeated.", _PART, "GLOB"),
+)
+CONFIG = Row("config", "text", "config.json for a source without one.", _SOURCE, "FILE")
+ORIENTATION = Row(
+    "orientation",
+    "choice",
+    "Which way packed experts lie where the headers leave it open.",
+    _SOURCE,
+    choices=("in-out", "out-in"),
+)
+RESOURCES: tuple[Row, ...] = (
+    Row(
+        "memory",
+        "size",
+        "Bound on bytes in flight. (default: 2GiB, less where the cgroup or free memory is)",
+        _RUN,
+    ),
+    Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", _RUN),
+    Row(
+        "overwrite",
+        "flag",
+        "Replace a finished or unfinished output that moeconv wrote; anything else in DST is"
+        " refused.",
+        _RUN,
+    ),
+)
+PROGRESS = Row(
+    "progress",
+    "choice",
+    "How progress is shown on stderr. (default: auto: a bar on a terminal, else lines)",
+    _REPORT,
+    choices=("auto", "bar", "plain", "none"),
+)
+COMMON: tuple[Row, ...] = (
+    Row("quiet", "flag", "Print errors only.", _REPORT, short="-q"),
+    Row("verbose", "flag", "Print more; a traceback for a bug.", _REPORT, short="-v"),
+    Row("json", "flag", "Print one JSON object on stdout and nothing else there.", _REPORT),
+)
+
+# Option -> what it is where it was not given.
+_EMPTY: Mapping[str, Any] = {"flag": False}
+_PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "size": parse_size,
+    "numbers": parse_numbers,
+    "map": read_expert_map,
+}
+_METAVARS = {"size": "SIZE", "number": "N", "text": "TEXT"}
+
+
+@cache
+def _choice(name: str, choices: tuple[str, ...]) -> Any:
+    return Enum(name, {choice: choice for choice in choices}, type=str)
+
+
+def _annotation(row: Row) -> Any:
+    """Return the type and typer's description of a row."""
+    metavar = row.metavar or _METAVARS.get(row.kind)
+    if row.argument:
+        kind = str | None if row.optional else str
+        return Annotated[kind, typer.Argument(help=row.help, metavar=metavar, show_default=False)]
+    flags = (f"--{row.name.replace('_', '-')}", *((row.short,) if row.short else ()))
+    shared: dict[str, Any] = {
+        "help": row.help,
+        "rich_help_panel": row.panel,
+        "show_default": False,
+    }
+    if row.kind == "flag":
+        return Annotated[bool, typer.Option(*flags, **shared)]
+    if row.kind == "choice":
+        kind = _choice(row.name, row.choices)
+        return Annotated[kind | None, typer.Option(*flags, **shared)]
+    shared["metavar"] = metavar
+    if row.kind == "number":
+        return Annotated[int | None, typer.Option(*flags, min=row.least, **shared)]
+    if row.kind == "texts":
+        return Annotated[list[str] | None, typer.Option(*flags, **shared)]
+    if row.kind in _PARSERS:
+        parser = _PARSERS[row.kind]
+        return Annotated[Any, typer.Option(*flags, parser=parser, **shared)]
+    return Annotated[str | None, typer.Option(*flags, **shared)]
+
+
+def _default(row: Row) -> Any:
+    if row.argument and not row.optional:
+        return inspect.Parameter.empty
+    return _EMPTY.get(row.kind)
+
+
+def with_options(function: Callable[[Mapping[str, Any]], int], rows: Sequence[Row]) -> Command:
+    """Return a command that typer reads these rows from, and that calls `function` with the values.
+
+    Choices come as text; what was not given is left out.
+    """
+    parameters = [
+        inspect.Parameter(
+            row.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=_annotation(row),
+            default=_default(row),
+        )
+        for row in rows
+    ]
+
+    def command(**values: Any) -> int:
+        plain = {
+            name: value.value if isinstance(value, Enum) else value
+            for name, value in values.items()
+            if value is not None and value is not False and value != []
+        }
+        return function(plain)
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def shape_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that moeconv.Options takes."""
+    names = [row.name for row in (*SHAPE, ORIENTATION)]
+    given = {name: values[name] for name in names if name in values}
+    for name in ("include", "exclude"):
+        if name in given:
+            given[name] = tuple(given[name])
+    return given

@@ -127,7 +127,7 @@ def config_of(kind: str, size: Size) -> dict[str, Any]:
 
 
 def random(*shape: int) -> torch.Tensor:
-    """Return finite BF16 numbers, no two alike in a small tensor, zeros of both signs among them."""
+    """Return finite BF16 numbers, a few of them -0."""
     values = torch.randn(shape).mul_(0.05).bfloat16()
     flat = values.view(-1)
     flat[:: max(flat.numel() // 3, 1)] = -0.0
@@ -217,8 +217,13 @@ def _form(
             for (_, index, name), tensor in made.items()
         }
     rows = {name: [made[layer, index, name] for index in range(size.experts)] for name in _NAMES}
-    woven = [torch.stack(both, dim=-1) for both in zip(rows["gate.bias"], rows["up.bias"])]
-    fused = [torch.stack(both, dim=1).flatten(0, 1) for both in zip(rows["gate"], rows["up"])]
+    woven = [
+        torch.stack(both, dim=-1) for both in zip(rows["gate.bias"], rows["up.bias"], strict=True)
+    ]
+    fused = [
+        torch.stack(both, dim=1).flatten(0, 1)
+        for both in zip(rows["gate"], rows["up"], strict=True)
+    ]
     return {
         f"{prefix}.mlp.experts.gate_up_proj": torch.stack(fused).transpose(1, 2).contiguous(),
         f"{prefix}.mlp.experts.down_proj": torch.stack(rows["down"]).transpose(1, 2).contiguous(),
@@ -280,7 +285,12 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Return whether two tensors have one dtype, one shape and the same bits (NaN, -0 too)."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
+    return torch.equal(bits(one), bits(other))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the elements as integers."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.itemsize])
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

@@ -111,7 +111,7 @@ def forward(
     """Return an expert's output in float64, and how far float32 sums of it may lie from it.
 
     A float32 sum of n products is off by at most n * 2^-24 of the sum of their magnitudes, in any
-    order; the activation's slope is below 2 times the other factor's size, and adds a few roundings.
+    order; the activation's slope is below 2 times the other factor's size, with a few roundings.
     """
 
     def weight(what: str) -> torch.Tensor:

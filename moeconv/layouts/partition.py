@@ -92,7 +92,13 @@ def kv_heads(what: str, rows: int, count: int, rank: Rank) -> Part:
 def vocab(what: str, rows: int, rank: Rank) -> Part:
     """Return the rows of a vocabulary that is padded to a multiple of 64 and split over tp."""
     padded = -(-rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    part = even(f"{what}: padded vocabulary", padded, rank.tp_rank, rank.tp)
+    if padded % rank.tp:
+        works = ", ".join(str(one) for one in divisors(padded))
+        raise Refused(
+            f"{what}: {rows} rows, padded to {padded}, are not divided by --tp {rank.tp}",
+            hint=f"--tp that work: {works}",
+        )
+    part = even(what, padded, rank.tp_rank, rank.tp)
     return Part(min(part.start, rows), min(part.stop, rows), part.extent)
 
 

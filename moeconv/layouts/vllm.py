@@ -13,6 +13,7 @@ from moeconv.layouts.partition import (
     Part,
     Rank,
     all_ranks,
+    divisors,
     even,
     heads,
     kv_heads,
@@ -49,6 +50,7 @@ def draft_vllm(view: View, options: Options) -> Layouted:
     if options.experts_only:
         rows = tuple(row for row in architecture.rows if row.experts)
         architecture = architecture._replace(rows=rows)
+    _check_even(view, architecture, options)
     unused = _unused(view, architecture, experts_only=options.experts_only)
     drafts = [
         draft
@@ -79,6 +81,20 @@ def find_architecture(family: str, *, experts_only: bool) -> Architecture:
         f"the vllm layout has no table for family '{family}'",
         hint=f"families with one: {known}; any other: --experts-only",
     )
+
+
+def _check_even(view: View, architecture: Architecture, options: Options) -> None:
+    """Raise Refused where vLLM asserts that the ranks divide the experts, and they do not."""
+    if not architecture.even_only or not options.ep or options.pads:
+        return
+    ranks = options.tp * options.dp
+    for experts in view.expert_layers.values():
+        if (experts + options.redundant_experts) % ranks:
+            works = ", ".join(str(one) for one in divisors(experts))
+            raise Refused(
+                f"{experts} experts are not divided by {ranks} ranks, as {architecture.name} needs",
+                hint=f"tp x dp that work: {works}",
+            )
 
 
 def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Mapping[str, str]:
@@ -263,7 +279,9 @@ class _Drafter:
             rows = self.part(kind, piece.key, rows.extent)
         elif axis == "cols":
             cols = self.part(kind, piece.key, cols.extent)
-        if kind == "expert" and "bias" not in piece.key and self.options.pad_hidden:
+        if piece.key == "down.bias":
+            rows = padded(rows, self.options.pad_hidden)
+        elif kind == "expert" and "bias" not in piece.key:
             hidden = cols if axis == "rows" else rows
             grown = padded(hidden, self.options.pad_hidden)
             return (rows, grown) if axis == "rows" else (grown, cols)

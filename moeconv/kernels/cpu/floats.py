@@ -95,7 +95,7 @@ def _widen_f32(source: Array, wide: Array) -> None:
 
 
 @jitable
-def _widen_f64(source: Array, wide: Array) -> None:
+def widen_f64(source: Array, wide: Array) -> None:
     for i in range(wide.size):
         bits = source[i]
         magnitude = u8(bits & u8(0x7FFFFFFFFFFFFFFF))
@@ -164,6 +164,12 @@ def count_wide(wide: Array, overflow: np.uint32) -> Triple:
 
 
 @jitable
+def overflow_of(code: int) -> np.uint32:
+    """Return the bits of the smallest float32 that rounds to Inf."""
+    return OVERFLOW_BF16 if code == BF16 else OVERFLOW_F16 if code == F16 else INF
+
+
+@jitable
 def _widen(code: int, source: Array, wide: Array) -> None:
     """Fill `wide` [N] float32 bits from the bytes of N elements."""
     if code == BF16:
@@ -173,11 +179,11 @@ def _widen(code: int, source: Array, wide: Array) -> None:
     elif code != F64:
         _widen_f32(source.view(u4), wide)
     else:
-        _widen_f64(source.view(u8), wide)
+        widen_f64(source.view(u8), wide)
 
 
 @jitable
-def _narrow(code: int, wide: Array, out: Array) -> None:
+def narrow(code: int, wide: Array, out: Array) -> None:
     """Fill the bytes of N elements from `wide` [N] float32 bits."""
     if code == BF16:
         _narrow_bf16(wide, out.view(u2))
@@ -190,7 +196,7 @@ def _narrow(code: int, wide: Array, out: Array) -> None:
 @jitable
 def _cast_row(source: Array, out: Array, scratch: Array, codes: Pair, widths: Pair) -> Triple:
     """Return the counts of the elements cast from the bytes `source` to `out`, by chunks."""
-    overflow = OVERFLOW_BF16 if codes[1] == BF16 else OVERFLOW_F16 if codes[1] == F16 else INF
+    overflow = overflow_of(codes[1])
     nan = inf = over = 0
     count = source.size // widths[0]
     for start in range(0, count, CHUNK):
@@ -202,7 +208,7 @@ def _cast_row(source: Array, out: Array, scratch: Array, codes: Pair, widths: Pa
         if codes[0] == codes[1]:
             copy_elements(taken.view(u2), given.view(u2))
         else:
-            _narrow(codes[1], wide, given)
+            narrow(codes[1], wide, given)
         found = count_wide(wide, overflow)
         nan, inf, over = nan + found[0], inf + found[1], over + found[2]
     return nan, inf, over

@@ -30,6 +30,7 @@ def check_complete(
         )
     counts = {layer: _check_layer(layer, found, family) for layer, found in grid.items()}
     _check_counts(counts, sizes)
+    _check_alike(grid)
     _check_shapes(places, sizes)
     _check_layers(weights, set(grid), family, sizes)
     return counts, _notes(weights, sizes)
@@ -75,6 +76,22 @@ def _check_counts(counts: Mapping[tuple[str, int], int], sizes: Sizes) -> None:
             )
     if not sizes.experts and len(set(counts.values())) > 1:
         raise IncompleteModel(f"layers differ in their experts: {sorted(set(counts.values()))}")
+
+
+def _check_alike(grid: Grid) -> None:
+    """Raise where one layer's experts have what another's of the same run have not."""
+    every: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for layer, found in grid.items():
+        for name in found:
+            every[layer[0]].setdefault(name, layer)
+    for layer, found in grid.items():
+        for name, other in every[layer[0]].items():
+            if name not in found:
+                raise IncompleteModel(
+                    f"the experts of layer {_layer_text(layer)} have no '{name}', which those of "
+                    f"layer {_layer_text(other)} have",
+                    hint="a file of the checkpoint is missing or damaged; download it again",
+                )
 
 
 def _check_shapes(places: Mapping[Key, Place], sizes: Sizes) -> None:

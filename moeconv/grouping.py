@@ -16,7 +16,7 @@ from moeconv.families.parts import (
     split_packed_part,
     split_part,
 )
-from moeconv.naming import compile_pattern
+from moeconv.naming import compile_pattern, format_name
 from moeconv.types import TensorRef
 
 # The first run of layers in a name: a dotted prefix that ends in one of these words, a number.
@@ -72,6 +72,19 @@ class Matcher:
             (compile_pattern(rule.pattern, {"proj": rule.projections}), rule)
             for rule in family.rules
         ]
+        self._carried = family.carried
+        self._stacked = tuple(
+            format_name(rule.pattern, proj=word)
+            for rule in family.rules
+            if "{expert}" not in rule.pattern
+            for word in rule.projections
+        )
+
+    def claims(self, rest: str) -> bool:
+        """Return whether a name is that of an expert, so that some rule has to explain it."""
+        if any(rest == module or rest.startswith(f"{module}.") for module in self._carried):
+            return False
+        return rest.startswith(self._stacked) or _EXPERT_WORD.search(rest) is not None
 
     def match(self, rest: str) -> Match | None:
         """Return the match of a name below its layer, None where no rule fits."""
@@ -129,17 +142,11 @@ def group_tensors(
                 experts[(prefix + match.base, kind)] = group
             _add(group, "weight" if kind else match.part, ref)
             continue
-        if place.layer is not None and _called_expert(place.rest, family):
+        if place.layer is not None and matcher.claims(place.rest):
             raise _unrecognized(name, ref, family)
         _add_other(others, name, place, ref)
     _check_orphans(experts.values())
     return list(experts.values()), _settle_others(others, quantized=quantized)
-
-
-def _called_expert(rest: str, family: Family) -> bool:
-    return _EXPERT_WORD.search(rest) is not None and not any(
-        rest == module or rest.startswith(f"{module}.") for module in family.carried
-    )
 
 
 def _add(group: Group, part: str, ref: TensorRef) -> None:

@@ -9,6 +9,8 @@ Projections = Mapping[str, tuple[str, ...]]  # text of {proj} -> the projections
 
 GATE_UP_DOWN: Projections = {"gate_proj": ("gate",), "up_proj": ("up",), "down_proj": ("down",)}
 W123: Projections = {"w1": ("gate",), "w3": ("up",), "w2": ("down",)}
+PLAIN = ("gate", "up", "down")
+BIASED = (*PLAIN, "gate.bias", "up.bias", "down.bias")
 PACKED: Projections = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
@@ -41,7 +43,7 @@ class Family(NamedTuple):
     model_types: tuple[str, ...]
     rules: tuple[Rule, ...]
     example: str  # a public checkpoint, or the class that writes it
-    projections: tuple[str, ...] = ("gate", "up", "down")
+    projections: tuple[str, ...] = PLAIN  # what every expert has
     dense: tuple[str, ...] = ("mlp.down_proj",)
     aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     carried: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moeconv.families import rules as r
-from moeconv.families.base import Family
+from moeconv.families.base import BIASED, Family
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -94,12 +94,14 @@ FAMILIES: tuple[Family, ...] = (
         ("gpt_oss",),
         (*r.GPT_OSS, *r.PER_EXPERT),
         "openai/gpt-oss-120b",
+        projections=BIASED,
     ),
     Family(
         "gpt_oss_original",
         (),
         r.GPT_OSS_ORIGINAL,
         "openai/gpt-oss-120b, original/",
+        projections=BIASED,
         config_fields=("experts_per_token", "swiglu_limit", "initial_context_length"),
     ),
     Family(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.families.sources import Names, read_names, source_of
 
 from moeconv.errors import BadSource, IncompleteModel, UnrecognizedTensor
 from moeconv.families.base import Family, Rule
@@ -22,6 +21,7 @@ from moeconv.layouts.options import Options
 from moeconv.model import Model, build_model
 from moeconv.naming import compile_pattern, format_name
 from moeconv.plan import build_plan
+from tests.families.sources import Names, read_names, source_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ARCHITECTURES: dict[str, Any] = json.loads((FIXTURES / "architectures.json").read_text())

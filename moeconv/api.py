@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moeconv.collector import paused
 from moeconv.destination import decide, examine
 from moeconv.layouts.options import Options
 from moeconv.model import Model, build_model
@@ -21,8 +22,9 @@ Name = str | PathLike[str]
 
 def inspect(src: Name, *, config: Name | None = None, orientation: str | None = None) -> Model:
     """Return the model that a source holds, read from headers alone; never imports torch."""
-    source = open_source(Path(src), config=None if config is None else Path(config))
-    return build_model(source, orientation=orientation)
+    with paused():
+        source = open_source(Path(src), config=None if config is None else Path(config))
+        return build_model(source, orientation=orientation)
 
 
 def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **options: Any) -> Plan:
@@ -32,7 +34,8 @@ def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **op
     """
     chosen = Options(**options)
     model = inspect(src, config=config, orientation=chosen.orientation)
-    made = build_plan(model, chosen)
+    with paused():
+        made = build_plan(model, chosen)
     if dst is not None:
         from moeconv.convert import check_apart
 

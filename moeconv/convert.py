@@ -28,7 +28,7 @@ from moeconv.process import Context
 from moeconv.store.buffers import BufferPool
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
-from moeconv.store.space import check_space, cpu_count, memory_limit, process_peak_rss
+from moeconv.store.space import check_space, cpu_count, human, memory_limit, process_peak_rss
 from moeconv.store.writer import OutputFile, partial_path
 from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
@@ -84,7 +84,7 @@ def convert_plan(
     decide(examine(dst), plan, dst, overwrite=resources.overwrite)
     limits = choose_limits(resources)
     tasks = build_tasks(plan.weights, plan.files)
-    check_memory(tasks, plan.weights, plan.files, limits.memory_nbytes // limits.jobs)
+    check_floor(limits, check_memory(tasks, plan.weights, plan.files))
     if examine(dst).state == "nothing":
         check_space(dst, needed_nbytes(plan))
     with DirectoryLock(dst):
@@ -110,6 +110,22 @@ def choose_limits(resources: Resources) -> Limits:
     if memory is None:
         memory = min(DEFAULT_MEMORY_NBYTES, max(memory_limit() // 2, 64 << 20))
     return Limits(jobs, memory * (IDLE_SHARE - 1) // IDLE_SHARE)
+
+
+def memory_for(flight_nbytes: int) -> int:
+    """Return the --memory of which tasks in flight may take `flight_nbytes`."""
+    return -(-flight_nbytes * IDLE_SHARE // (IDLE_SHARE - 1))
+
+
+def check_floor(limits: Limits, floor_nbytes: int) -> None:
+    """Raise Refused if the largest block does not fit in what tasks in flight may take."""
+    if floor_nbytes > limits.memory_nbytes:
+        needed = memory_for(floor_nbytes)
+        raise Refused(
+            f"--memory {human(memory_for(limits.memory_nbytes))} is too small: the largest block "
+            f"needs {human(needed)}",
+            hint=f"--memory {-(-needed // (1 << 20))}MiB or more",
+        )
 
 
 def needed_nbytes(plan: Plan) -> int:
@@ -260,7 +276,7 @@ class _Conversion:
                 for index, output in outputs.items():
                     output.write(0, memoryview(self.plan.files[index].header))
                 context = Context(reader, pool, outputs, per_task, self.plan.options.nonfinite)
-                jobs = list(make_jobs(tasks, self.plan.weights, self.plan.files, wanted, per_task))
+                jobs = list(make_jobs(tasks, self.plan.weights, self.plan.files, wanted))
                 run = Run(context, journal, self.limits, watch[1])
                 run.do(jobs, watch[0])
                 self.read_nbytes = reader.nbytes_read

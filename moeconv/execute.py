@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from moeconv.arrange import OutFile
-from moeconv.errors import Interrupted, MoeconvError, Refused, Stopped
+from moeconv.errors import Interrupted, MoeconvError, Stopped
 from moeconv.journal import Entry, Journal, Segment
 from moeconv.process import Context, Done, process, task_nbytes
 from moeconv.steps import Work, floor_nbytes
-from moeconv.store.space import human
 from moeconv.store.writer import OutputFile
 from moeconv.tasks import Task
 from moeconv.types import Weight
@@ -76,10 +75,9 @@ class _Admission:
 
 
 class Job(NamedTuple):
-    """A task to do; its bytes in memory, and the output bytes of this run."""
+    """A task to do, and the output bytes that this run writes of it."""
 
     work: Work
-    memory_nbytes: int
     output_nbytes: int
 
 
@@ -95,7 +93,6 @@ def make_jobs(
     weights: Sequence[Weight],
     files: Sequence[OutFile],
     wanted: Mapping[int, frozenset[int]],
-    max_nbytes: int,
 ) -> Iterator[Job]:
     """Yield the jobs for the files still wanted of each task (number -> file indices)."""
     for task in tasks:
@@ -106,13 +103,11 @@ def make_jobs(
         members = tuple(weights[member.weight] for member in task.members)
         work = Work(task._replace(regions=regions), members, files)
         nbytes = sum(region.nbytes for region in regions)
-        yield Job(work, task_nbytes(work, max_nbytes), nbytes)
+        yield Job(work, nbytes)
 
 
-def check_memory(
-    tasks: Iterable[Task], weights: Sequence[Weight], files: Sequence[OutFile], max_nbytes: int
-) -> int:
-    """Return the bytes of the largest smallest piece; Refused if max_nbytes is below it."""
+def check_memory(tasks: Iterable[Task], weights: Sequence[Weight], files: Sequence[OutFile]) -> int:
+    """Return the bytes that tasks in flight need at least: the largest smallest piece."""
     floor = 0
     seen: set[object] = set()
     for task in tasks:
@@ -124,11 +119,6 @@ def check_memory(
         if kind not in seen:
             seen.add(kind)
             floor = max(floor, floor_nbytes(Work(task, members, files)))
-    if floor > max_nbytes:
-        raise Refused(
-            f"--memory {human(max_nbytes)} is too small: the largest block needs {human(floor)}",
-            hint=f"--memory {-(-floor // (1 << 20)) + 1}MiB or more",
-        )
     return floor
 
 
@@ -178,7 +168,8 @@ class Run:
                 job = next(waiting, None)
                 if job is None:
                     return
-                taken = self._admission.enter(job.memory_nbytes)
+                nbytes = task_nbytes(job.work, self._context.max_nbytes)
+                taken = self._admission.enter(nbytes)
             try:
                 self._finished.put((job, process(job.work, self._context)))
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits

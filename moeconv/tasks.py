@@ -15,6 +15,7 @@ from typing import NamedTuple
 from moeconv.arrange import PAGE, OutFile, OutTensor
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import block_of
+from moeconv.collector import paused
 from moeconv.layouts.base import Fill
 from moeconv.rects import Rect, join_rects
 from moeconv.types import DTYPE_BITS, Key, Span, Weight
@@ -62,12 +63,15 @@ class _Target(NamedTuple):
 
 def build_tasks(weights: Sequence[Weight], files: Sequence[OutFile]) -> tuple[Task, ...]:
     """Return all tasks in the order of the bytes that they write; the same for the same plan."""
-    targets = _targets(files)
-    bundles = _bundles(weights, files, targets)
-    tasks = [task for bundle in bundles for task in _bundle_tasks(bundle, weights, files, targets)]
-    tasks += _constants(files)
-    tasks.sort(key=lambda task: (task.regions[0].file, task.regions[0].offset))
-    return tuple(task._replace(number=number) for number, task in enumerate(tasks))
+    with paused():
+        targets = _targets(files)
+        bundles = _bundles(weights, files, targets)
+        tasks = [
+            task for bundle in bundles for task in _bundle_tasks(bundle, weights, files, targets)
+        ]
+        tasks += _constants(files)
+        tasks.sort(key=lambda task: (task.regions[0].file, task.regions[0].offset))
+        return tuple(Task(number, task.members, task.regions) for number, task in enumerate(tasks))
 
 
 _Targets = Mapping[Key, list[tuple[int, int, int, Fill]]]  # key -> (file, tensor, slot, fill)
@@ -85,14 +89,16 @@ def _targets(files: Sequence[OutFile]) -> _Targets:
     return found
 
 
-def _slot_targets(weight: Weight, slot: int, targets: _Targets) -> Iterator[_Target]:
+def _slot_targets(
+    weight: Weight, slot: int, targets: _Targets, member: int = 0
+) -> Iterator[_Target]:
     """Yield where the rows of a slot go, in the weight's own rows."""
     for key, rows in weight.keys(slot):
         for file, tensor, out_slot, fill in targets.get(key, ()):
             first = rows.start + fill.rows.start * rows.step
             taken = Span(first, first + fill.rows.length * rows.step, rows.step)
             rect = Rect(
-                0,
+                member,
                 taken,
                 fill.cols,
                 fill.at_row,
@@ -104,24 +110,32 @@ def _slot_targets(weight: Weight, slot: int, targets: _Targets) -> Iterator[_Tar
             yield _Target(file, tensor, out_slot, rect)
 
 
+_Pair = tuple[int, int]  # (weight, slot)
+
+
 def _bundles(
     weights: Sequence[Weight], files: Sequence[OutFile], targets: _Targets
-) -> list[list[tuple[int, int]]]:
+) -> list[list[_Pair]]:
     """Return the (weight, slot) pairs that must be read together: those woven in one output."""
-    parent: dict[tuple[int, int], tuple[int, int]] = {}
-    owner: dict[tuple[int, int, int], tuple[int, int]] = {}
+    woven = {
+        (file_index, tensor_index)
+        for file_index, file in enumerate(files)
+        for tensor_index, tensor in enumerate(file.tensors)
+        if any(_is_woven(tensor, fill) for fill in tensor.draft.fills)
+    }
+    parent: dict[_Pair, _Pair] = {}
+    owner: dict[tuple[int, int, int], _Pair] = {}
     for index, weight in enumerate(weights):
         for slot in range(weight.slots or 1):
-            pair = (index, slot)
-            found = list(_slot_targets(weight, slot, targets))
+            found = [row for key, _ in weight.keys(slot) for row in targets.get(key, ())]
             if not found:
                 continue
-            parent[pair] = pair
-            for target in found:
-                if _woven(files[target.file].tensors[target.tensor], target.rect):
-                    first = owner.setdefault((target.file, target.tensor, target.slot), pair)
+            pair = parent[index, slot] = (index, slot)
+            for file, tensor, out_slot, _ in found:
+                if (file, tensor) in woven:
+                    first = owner.setdefault((file, tensor, out_slot), pair)
                     parent[_root(parent, pair)] = _root(parent, first)
-    bundles: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    bundles: dict[_Pair, list[_Pair]] = {}
     for pair in parent:
         bundles.setdefault(_root(parent, pair), []).append(pair)
     return list(bundles.values())
@@ -135,12 +149,12 @@ def _root(
     return pair
 
 
-def _woven(tensor: OutTensor, rect: Rect) -> bool:
-    """Return whether a rectangle shares its output rows with others."""
+def _is_woven(tensor: OutTensor, fill: Fill) -> bool:
+    """Return whether a fill shares its output rows with others."""
     draft = tensor.draft
     if draft.transposed:
-        return rect.own_rows != draft.rows
-    return rect.own_cols != draft.cols or rect.row_step != 1
+        return fill.own_rows != draft.rows
+    return fill.own_cols != draft.cols or fill.row_step != 1
 
 
 def _bundle_tasks(
@@ -151,10 +165,12 @@ def _bundle_tasks(
 ) -> Iterator[Task]:
     found: dict[tuple[int, int, int], list[Rect]] = defaultdict(list)
     for member, (index, slot) in enumerate(bundle):
-        for target in _slot_targets(weights[index], slot, targets):
-            rect = target.rect._replace(member=member)
-            found[target.file, target.tensor, target.slot].append(rect)
-    joined = {place: join_rects(rects) for place, rects in found.items()}
+        for file, tensor, out_slot, rect in _slot_targets(weights[index], slot, targets, member):
+            found[file, tensor, out_slot].append(rect)
+    joined = {
+        place: join_rects(rects) if len(rects) > 1 else tuple(rects)
+        for place, rects in found.items()
+    }
     index, slot = bundle[0]
     for rows in _chunks(bundle, weights, files, joined):
         members = tuple(Member(i, s, rows or Span(0, weights[i].rows)) for i, s in bundle)
@@ -239,6 +255,9 @@ def _regions(
 
 def _clusters(rects: Sequence[Rect], *, transposed: bool) -> list[tuple[int, int, list[Rect]]]:
     """Return (start, stop, rects) of runs along the output's first axis that do not overlap."""
+    if len(rects) == 1:
+        start, stop = _extent(rects[0], transposed)
+        return [(start, stop, list(rects))] if stop > start else []
     clusters: list[tuple[int, int, list[Rect]]] = []
     for start, stop, rect in sorted((*_extent(rect, transposed), rect) for rect in rects):
         if stop <= start:

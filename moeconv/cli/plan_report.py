@@ -6,7 +6,14 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from moeconv.convert import Resources, check_apart, choose_limits, chosen_files, needed_nbytes
+from moeconv.convert import (
+    Resources,
+    check_apart,
+    choose_limits,
+    chosen_files,
+    memory_for,
+    needed_nbytes,
+)
 from moeconv.destination import decide, examine
 from moeconv.errors import MoeconvError, Refused
 from moeconv.execute import check_memory
@@ -17,11 +24,9 @@ from moeconv.store.writer import partial_path
 from moeconv.tasks import build_tasks
 from moeconv.types import Json
 
-_UNBOUNDED = 1 << 62
-
 
 class Needs(NamedTuple):
-    """What a plan takes here; `floor_nbytes` is the smallest --memory with these jobs."""
+    """What a plan takes here; `floor_nbytes` is the smallest --memory."""
 
     tasks: int
     floor_nbytes: int
@@ -36,22 +41,16 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     """Return what a plan takes: tasks, memory, disk."""
     tasks = build_tasks(plan.weights, plan.files)
     limits = choose_limits(resources)
-    floor = check_memory(tasks, plan.weights, plan.files, _UNBOUNDED)
+    floor = check_memory(tasks, plan.weights, plan.files)
     return Needs(
         tasks=len(tasks),
-        floor_nbytes=_memory_for(floor * limits.jobs),
-        memory_nbytes=resources.memory_nbytes or _memory_for(limits.memory_nbytes),
+        floor_nbytes=memory_for(floor),
+        memory_nbytes=resources.memory_nbytes or memory_for(limits.memory_nbytes),
         jobs=limits.jobs,
         disk_nbytes=needed_nbytes(plan),
         reserved_nbytes=_reserved(plan, dst),
         free_nbytes=free_bytes(dst),
     )
-
-
-def _memory_for(nbytes: int) -> int:
-    """Return the --memory of which tasks in flight may take `nbytes`: a share of it lies idle."""
-    usable = choose_limits(Resources(memory_nbytes=_UNBOUNDED)).memory_nbytes
-    return -(-nbytes * _UNBOUNDED // usable)
 
 
 def _reserved(plan: Plan, dst: Path) -> int:

@@ -8,17 +8,16 @@ accepts a name twice, `../`, NUL and empty names, which are refused here.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import xxhash
 
+from moeconv.collector import paused
 from moeconv.errors import BadHeader, Refused
 from moeconv.store.reader import open_regular, read_range
 from moeconv.store.strictjson import HALF_PAIR, UNPRINTABLE, JsonProblem, parse_object
@@ -79,7 +78,7 @@ def read_header(path: Path, name: str) -> Header:
     finally:
         os.close(descriptor)
     area = _Area(name, len(raw), file_nbytes - len(raw))
-    with _no_collection():
+    with paused():
         found = _parse(raw, area)
         metadata = _metadata(found.pop(METADATA_KEY, {}), name)
         tensors = [_tensor(key, value, area) for key, value in found.items()]
@@ -88,18 +87,6 @@ def read_header(path: Path, name: str) -> Header:
     _check_cover(tensors, area)
     digest = xxhash.xxh3_128_hexdigest(raw)
     return Header(tuple(tensors), metadata, len(raw), digest, file_nbytes)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold the cycle collector: it would walk 91,000 entries again and again, half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _raw_header(descriptor: int, name: str, file_nbytes: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moeconv.errors import Refused, UsageError, VerifyFailed
+from moeconv.errors import BadHeader, Refused, UsageError, VerifyFailed
 from moeconv.finished import Finished, RecordedFile, read_finished
 from moeconv.numa import bound_memory, node_for
 from moeconv.parallel import in_threads
@@ -26,6 +26,7 @@ from moeconv.types import TensorRef, element_count
 
 Name = str | PathLike[str]
 
+_DAMAGED_HINT = "moeconv verify says what is damaged"
 PAGE_NBYTES = mmap.PAGESIZE
 READ_AHEAD_NBYTES = 1 << 20  # tensors from here on are read ahead when they are asked for
 COPY_NBYTES = 64 << 20
@@ -180,14 +181,14 @@ def _tensors(path: Path, file: RecordedFile) -> tuple[TensorRef, ...]:
     """Return a file's tensors; VerifyFailed unless the header is the one that was written."""
     if not path.is_file():
         raise VerifyFailed("a file of the output is missing", where=str(path))
-    header = read_header(path, file.name)
+    try:
+        header = read_header(path, file.name)
+    except BadHeader as error:
+        raise VerifyFailed(error.what, where=str(path), hint=_DAMAGED_HINT) from error
     expected = file.segments[0] if file.segments else None
     if expected is None or header.digest != expected.digest or header.file_nbytes != file.nbytes:
-        raise VerifyFailed(
-            "a file is not the one that the manifest tells of",
-            where=str(path),
-            hint="moeconv verify says what is damaged",
-        )
+        what = "a file is not the one that the manifest tells of"
+        raise VerifyFailed(what, where=str(path), hint=_DAMAGED_HINT)
     return header.tensors
 
 

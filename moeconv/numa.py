@@ -65,7 +65,7 @@ def parse_list(text: str) -> tuple[int, ...]:
 
 
 def node_for(part: int) -> int:
-    """Return the node for a NUMA part: the nodes in turn, where there are fewer nodes than parts."""
+    """Return the node for a NUMA part: nodes in turn, where there are fewer of them than parts."""
     nodes = memory_nodes()
     return nodes[part % len(nodes)]
 

@@ -100,6 +100,8 @@ class Gptq:
         if params["zeros"] == "packed":
             zeros = b.unpack(parts["qzeros"], bits, run, window.rows).T  # [R, G]
             zeros = zeros + int(params["zero_offset"])
+            if params["sym"]:
+                _check_symmetric(zeros, bits)
         return b.scaled(codes, zeros, parts["scales"].T, _groups(parts, window, params))
 
 
@@ -135,6 +137,16 @@ def saturated_zeros(qzeros_words: np.ndarray, params: Params) -> int:
     """
     top = (1 << int(params["bits"])) - 1
     return int((_stored_zeros(qzeros_words, params) == top).sum())
+
+
+def _check_symmetric(zeros: torch.Tensor, bits: int) -> None:
+    """Raise where zero points are not the middle: planning looks at a sample of the tensors."""
+    if not bool((zeros == 1 << (bits - 1)).all()):
+        found = zeros.unique()[:4].tolist()
+        raise BadSource(
+            f"sym is true, but there are zero points {found}, not {1 << (bits - 1)} alone",
+            hint="the tensor is damaged, or of another checkpoint_format than the others",
+        )
 
 
 def _stored_zeros(words: np.ndarray, params: Params) -> np.ndarray:

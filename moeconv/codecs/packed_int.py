@@ -145,6 +145,8 @@ class PackedInt:
         """Return float32 [R, C] from int32 weight_packed [R, C*bits/32], weight_scale [R, G],
         weight_zero_point int32 [R*bits/32, G] or int8 [R, G], weight_g_idx [1, C]."""
         bits, run = int(params["bits"]), run_of(params)
+        if "weight_shape" in parts:
+            _check_shape(parts["weight_shape"].reshape(-1).tolist()[-2:], params)
         middle = 1 << (bits - 1)
         codes = b.unpack(parts["weight_packed"], bits, run, window.cols)  # [R, C], q + middle
         zeros: torch.Tensor | int = middle
@@ -154,6 +156,16 @@ class PackedInt:
             zeros = b.unpack(parts["weight_zero_point"].T, bits, run, window.rows).T  # [R, G]
         index = b.column_groups(window, int(params["group_size"]), parts.get("weight_g_idx"))
         return b.scaled(codes, zeros, parts["weight_scale"], index)
+
+
+def _check_shape(numbers: list[int], params: Params) -> None:
+    """Raise where a weight_shape is not that of its kind: planning looks at a sample of them."""
+    if numbers != [params["rows"], params["cols"]]:
+        raise ShapeMismatch(
+            f"weight_shape says {numbers}, other weights with the same headers "
+            f"[{params['rows']}, {params['cols']}]",
+            hint="the tensor is damaged",
+        )
 
 
 def _zeros_kind(ref: TensorRef | None, strategy: str) -> str:

@@ -16,6 +16,7 @@ from moeconv.destination import (
     check_finished,
     decide,
     examine,
+    hide,
     remove_output,
     start,
 )
@@ -29,6 +30,7 @@ from moeconv.store.buffers import BufferPool
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
 from moeconv.store.space import check_space, cpu_count, human, memory_limit, process_peak_rss
+from moeconv.store.system import rename
 from moeconv.store.writer import OutputFile, partial_path
 from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
@@ -132,7 +134,7 @@ def needed_nbytes(plan: Plan) -> int:
     """Return the disk bytes of an output: of the chosen ranks' files, and those beside them."""
     chosen = [plan.files[index] for index in chosen_files(plan)]
     root = plan.model.source.root
-    beside = sum((root / name).stat().st_size for name in plan.model.source.auxiliary)
+    beside = sum((root / name).stat().st_size for name in plan.auxiliary)
     return sum(file.nbytes for file in chosen) + beside + (1 << 20)
 
 
@@ -168,7 +170,9 @@ class _Conversion:
             return self.already(found)
         if action == "replace":
             remove_output(found, self.dst)
-        if action != "continue":
+        if action == "continue":
+            hide(self.dst)
+        else:
             check_space(self.dst, needed_nbytes(self.plan))
             start(self.dst, self.plan)
         journal, done = self.open_journal(tasks, fresh=action != "continue")
@@ -261,6 +265,7 @@ class _Conversion:
             if left:
                 wanted[task.number] = left
         needed = sorted({file for files in wanted.values() for file in files} | self.bare(chosen))
+        self.reopen(needed)
         raise_open_files(2 * len(needed) + len(self.plan.model.source.files) + 64)
         outputs = open_outputs(
             {
@@ -286,6 +291,13 @@ class _Conversion:
             for output in outputs.values():
                 output.close()
         return sum(job.output_nbytes for job in jobs), run.entries
+
+    def reopen(self, needed: Sequence[int]) -> None:
+        """Make files partial again that were complete, but of which the journal has lost a part."""
+        for index in needed:
+            path = self.dst / self.plan.files[index].name
+            if path.is_file() and not partial_path(path).exists():
+                rename(path, partial_path(path))
 
     def bare(self, chosen: set[int]) -> set[int]:
         """Return the chosen files of which nothing is there yet, not even their header."""
@@ -317,5 +329,7 @@ class _Conversion:
 def raise_open_files(wanted: int) -> None:
     """Raise the soft limit of open files as far as the hard one allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard >= wanted > soft:
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

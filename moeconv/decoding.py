@@ -12,7 +12,7 @@ from moeconv.codecs import CODECS
 from moeconv.codecs.base import PartSlice, Window, part_slice
 from moeconv.kernels.cpu import KERNELS, Counts, count_nonfinite, round_to
 from moeconv.store.buffers import Buffer, BufferPool
-from moeconv.store.reader import Reader
+from moeconv.store.reader import CHUNK_NBYTES, MAX_WASTE, SMALL_SPAN_NBYTES, Reader
 from moeconv.types import DTYPE_BITS, TensorRef, Weight
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,16 @@ class PartRead(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.run * self.runs
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Return the most memory that Reader.read_strided takes beside the buffer."""
+        if self.stride == self.run or self.runs < 2:
+            return 0
+        span = self.stride * self.runs
+        if self.stride > MAX_WASTE * self.run and span > SMALL_SPAN_NBYTES:
+            return 0
+        return min(span, max(CHUNK_NBYTES, self.stride))
 
 
 def element_nbytes(dtype: str) -> int:

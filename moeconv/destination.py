@@ -17,6 +17,8 @@ from moeconv.types import Json
 
 MANIFEST = "moeconv.json"
 STARTED = "plan.json"
+# What a manifest says of the plan that made it, beside its files.
+IDENTITY = ("format", "plan", "source", "options", "auxiliary", "configs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def facts_of(plan: Plan) -> dict[str, Json]:
         "source": plan.model.source.fingerprint,
         "options": dict(option_facts(plan.options)),
         "files": [file.name for file in plan.files],
-        "auxiliary": list(plan.model.source.auxiliary),
+        "auxiliary": list(plan.auxiliary),
     }
 
 
@@ -129,26 +131,40 @@ def check_finished(found: Found, dst: Path) -> None:
 
 def start(dst: Path, plan: Plan) -> None:
     """Write down what is being made, so that a rerun knows it."""
-    data = json.dumps(facts_of(plan), indent=1, sort_keys=True).encode()
+    _mark(dst, facts_of(plan))
+
+
+def _mark(dst: Path, facts: Mapping[str, Json]) -> None:
+    data = json.dumps(facts, indent=1, sort_keys=True).encode()
     write_small_file(dst / STATE_DIRECTORY / STARTED, data)
 
 
 def remove_output(found: Found, dst: Path) -> None:
-    """Remove what moeconv wrote, index and config first; other files stay and make it foreign."""
-    names = ["config.json", "model.safetensors.index.json", MANIFEST]
-    files = found.facts.get("files", [])
-    names += [file["name"] if isinstance(file, dict) else str(file) for file in files]
-    names += [str(name) for name in found.facts.get("auxiliary", [])]
-    names += [str(name) for name in found.facts.get("configs", [])]
+    """Remove what moeconv wrote; other files stay.
+
+    It is marked as unfinished first, until the next `start`: cut short, it can be done again.
+    """
+    facts = found.facts
+    files = [file["name"] if isinstance(file, dict) else str(file) for file in facts["files"]]
+    if found.state == "finished":
+        _mark(dst, {**{name: facts.get(name) for name in IDENTITY}, "files": files})
+    hide(dst)
+    names = [*files, *(facts.get("auxiliary") or ()), *(facts.get("configs") or ())]
     for name in names:
         if Path(name).name != name:
             continue
         for path in (dst / name, partial_path(dst / name)):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-    for name in (STARTED, "journal"):
+    with contextlib.suppress(FileNotFoundError):
+        (dst / STATE_DIRECTORY / "journal").unlink()
+
+
+def hide(dst: Path) -> None:
+    """Remove what makes a directory a model or a finished output: it is about to be neither."""
+    for name in ("config.json", "model.safetensors.index.json", MANIFEST):
         with contextlib.suppress(FileNotFoundError):
-            (dst / STATE_DIRECTORY / name).unlink()
+            (dst / name).unlink()
 
 
 def finish(dst: Path) -> None:

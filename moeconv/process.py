@@ -16,16 +16,19 @@ from moeconv.decoding import (
     part_reads,
     read_parts,
 )
+from moeconv.encoding import encode_into
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
+from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
 from moeconv.rects import Rect
+from moeconv.layouts.base import Draft
 from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.writer import OutputFile
 from moeconv.tasks import Region
-from moeconv.types import Weight
+from moeconv.types import DTYPE_BITS, Weight
 
 Array = npt.NDArray[Any]
 
@@ -110,14 +113,13 @@ class _Piece:
         """Return (member, dtype) -> elements [rows, cols] as bits, and the experts' counts."""
         decoded: dict[tuple[int, str], Array] = {}
         nan = inf = 0
-        dtypes = sorted({self.work.dtype(region) for _, region in self.piece.regions})
         phase = self.piece.regions[0][1].offset if self.piece.regions else 0
         members = zip(self.work.task.members, self.work.weights, self.piece.windows, strict=True)
         for index, (member, weight, window) in enumerate(members):
             reads = part_reads(weight, member.slot, window)
             parts, buffers = read_parts(self.context.reader, self.context.pool, reads, phase)
             self.buffers += buffers
-            for number, dtype in enumerate(dtypes):
+            for number, dtype in enumerate(self.work.dtypes):
                 if is_copy(weight, dtype):
                     stored = parts["weight"]
                     array = stored.T if weight.transposed else stored
@@ -149,10 +151,12 @@ class _Piece:
     ) -> npt.NDArray[np.uint8]:
         """Return a region's bytes: a view of the decoded values where they lie as they should."""
         dtype = self.work.dtype(region)
-        tensor = self.work.files[region.file].tensors[region.tensor]
-        if tensor.draft.constant is not None:
-            return _constant(dtype, tensor.draft.constant, region.nbytes)
-        transposed = tensor.draft.transposed
+        draft = self.work.draft(region)
+        if draft.constant is not None:
+            return _constant(dtype, draft.constant, region.nbytes)
+        if draft.encode:
+            return self.encode(region, draft, decoded)
+        transposed = draft.transposed
         if len(region.rects) == 1 and not transposed:
             view = self.source(region.rects[0], decoded, dtype)
             if view.flags.c_contiguous and view.nbytes == region.nbytes:
@@ -160,7 +164,7 @@ class _Piece:
         memory = self.take(region.nbytes, region.offset)
         filled = sum(rect.rows.length * rect.cols.length for rect in region.rects)
         lines = region.stop - region.start
-        itemsize = next(iter(decoded.values())).itemsize
+        itemsize = DTYPE_BITS[dtype] // 8
         if filled * itemsize != region.nbytes:
             memory[:] = 0
         matrix = memory.view(ELEMENTS[itemsize]).reshape(lines, -1)
@@ -174,6 +178,30 @@ class _Piece:
             if target.size:
                 copy_into(target, self.source(rect, decoded, dtype))
         return memory
+
+    def encode(
+        self, region: Region, draft: Draft, decoded: Mapping[tuple[int, str], Array]
+    ) -> npt.NDArray[np.uint8]:
+        """Return a region's bytes packed from its one rectangle; NonFiniteValue names its weight."""
+        (rect,) = region.rects
+        values = self.source(rect, decoded, draft.decoded)
+        if not is_row_contiguous(values):  # a copy of what is stored transposed
+            memory = self.take(values.nbytes)
+            turned = memory.view(values.dtype).reshape(values.shape)
+            copy_into(turned, values)
+            values = turned
+        out = self.take(region.nbytes, region.offset)
+        bad = encode_into(draft, values, out)
+        if bad >= 0:
+            weight = self.work.weights[rect.member]
+            raise NonFiniteValue(
+                f"'{weight.name}' holds NaN or Inf, which {draft.encode} cannot: "
+                f"{draft.fills[0].name} of expert {(draft.fills[0].experts or (0,))[0]}, "
+                f"row {rect.rows.start + bad * rect.rows.step}",
+                where=next(iter(weight.parts.values())).file,
+                hint="the checkpoint is damaged or was trained to NaN; --dtype bf16 keeps it",
+            )
+        return out
 
     def source(self, rect: Rect, decoded: Mapping[tuple[int, str], Array], dtype: str) -> Array:
         """Return the view of the decoded window that a rectangle takes."""

@@ -14,8 +14,11 @@ from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import is_copy, part_reads
+from moeconv.encoding import encoded_rows
 from moeconv.kernels.cpu import KERNELS
+from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
+from moeconv.store.buffers import PAGE_NBYTES, size_class
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
 
@@ -47,21 +50,40 @@ class Work(NamedTuple):
         """Return the bytes of one row of a region's output matrix."""
         return region.nbytes // max(region.stop - region.start, 1)
 
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Return the dtypes that the task writes: every piece is decoded to all of them.
+
+        So the experts' NaN are counted whichever regions a run writes, in however many pieces.
+        """
+        return tuple(sorted({self.dtype(region) for region in self.task.regions}))
+
     def dtype(self, region: Region) -> str:
-        """Return the dtype that a region is written in."""
-        return self.files[region.file].tensors[region.tensor].draft.dtype
+        """Return the dtype that a region is written in, or encoded from."""
+        return self.draft(region).decoded
+
+    def draft(self, region: Region) -> Draft:
+        """Return the draft of the tensor that a region is a part of."""
+        return self.files[region.file].tensors[region.tensor].draft
+
+
+def lent_nbytes(nbytes: int) -> int:
+    """Return the most memory that a pool takes for a buffer, at any phase."""
+    return size_class(nbytes + PAGE_NBYTES - 1)
 
 
 def piece_nbytes(work: Work, piece: Piece) -> int:
     """Return the most bytes that a piece has in memory: parts, decoded values, regions."""
-    total = sum(region.nbytes for _, region in piece.regions)
-    dtypes = {work.dtype(region) for _, region in piece.regions}
+    total = sum(lent_nbytes(region.nbytes) for _, region in piece.regions)
+    dtypes = work.dtypes
     for member, weight, window in zip(work.task.members, work.weights, piece.windows, strict=True):
-        total += sum(read.nbytes for read in part_reads(weight, member.slot, window))
+        for read in part_reads(weight, member.slot, window):
+            total += lent_nbytes(read.nbytes) + read.scratch_nbytes
         elements = window.rows * window.cols
         for dtype in dtypes:
             if not is_copy(weight, dtype):
-                total += elements * DTYPE_BITS[dtype] // 8
+                turned = 2 if weight.transposed else 1  # decoded as stored, then turned
+                total += lent_nbytes(elements * DTYPE_BITS[dtype] // 8) * turned
         if weight.codec not in KERNELS and not all(is_copy(weight, dtype) for dtype in dtypes):
             total += elements * REFERENCE_NBYTES
     return total
@@ -110,7 +132,11 @@ def _split_axis(work: Work) -> tuple[int, int]:
     if work.transposed:
         lengths = {weight.cols for weight in work.weights}
         return (lengths.pop(), block_cols) if len(lengths) == 1 else (1, 1)
-    steps = [rect.rows.step for region in work.task.regions for rect in region.rects]
+    steps = [
+        rect.rows.step * encoded_rows(work.draft(region))
+        for region in work.task.regions
+        for rect in region.rects
+    ]
     extents = {member.rows for member in work.task.members}
     if len(extents) != 1:
         return 1, 1

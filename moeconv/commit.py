@@ -68,7 +68,7 @@ def output_configs(plan: Plan) -> dict[str, Mapping[str, Json]]:
     configs: dict[str, Mapping[str, Json]] = {}
     if options.layout == "hf":
         configs[INDEX] = build_index(plan)
-    kept = options.dtype == "keep"
+    kept = "quantization" in plan.facts or options.dtype == options.dense == "keep"
     if kept:
         for name in QUANTIZATION_FILES:
             if name in source.extra_configs:
@@ -77,14 +77,12 @@ def output_configs(plan: Plan) -> dict[str, Mapping[str, Json]]:
     if isinstance(native, dict):
         configs[NATIVE_CONFIG] = native if kept else strip_quantization(native)
     if source.config:
-        configs["config.json"] = source.config if kept else _dense_config(plan)
+        config = source.config if kept else strip_quantization(source.config)
+        wanted = options.dense if options.dense != "keep" else options.dtype
+        configs["config.json"] = (
+            config if wanted == "keep" else with_dtype(config, CONFIG_DTYPES[DTYPES[wanted]])
+        )
     return configs
-
-
-def _dense_config(plan: Plan) -> dict[str, Json]:
-    options = plan.options
-    wanted = options.dense if options.dense != "keep" else options.dtype
-    return with_dtype(strip_quantization(plan.model.source.config), CONFIG_DTYPES[DTYPES[wanted]])
 
 
 def build_index(plan: Plan) -> dict[str, Json]:

@@ -11,6 +11,7 @@ from moeconv.accounting import Accounting, account, check_drafts
 from moeconv.arrange import OutFile, arrange_hf, arrange_ranks
 from moeconv.digest import json_digest
 from moeconv.errors import Refused, UsageError
+from moeconv.keeping import keeps_quantization, kept_model
 from moeconv.layouts.base import Draft, Layouted
 from moeconv.layouts.hf import draft_hf
 from moeconv.layouts.options import Options
@@ -61,7 +62,8 @@ LAYOUTS: tuple[Layout, ...] = (
 def build_plan(model: Model, options: Options) -> Plan:
     """Return the plan; Refused for options that the model or layout does not have."""
     layout = check_options(model, options)
-    laid_out = _draft(model, options)
+    held = kept_model(model, options)
+    laid_out = _draft(model, held, options)
     drafts = _selected(laid_out.drafts, options)
     if not drafts:
         raise Refused(
@@ -73,17 +75,21 @@ def build_plan(model: Model, options: Options) -> Plan:
         files, notes = arrange_ranks(drafts, options.tp * options.dp, options.max_file_size)
     else:
         files, notes = arrange_hf(drafts, options.max_file_size or DEFAULT_MAX_FILE_NBYTES)
-    accounting = account(model, drafts, laid_out.unused, partial=options.partial)
+    accounting = account(held, drafts, laid_out.unused, partial=options.partial)
     _check_ranks(files, options)
     return Plan(
-        model,
+        held,
         options,
         files,
         accounting,
-        laid_out.facts,
+        {**laid_out.facts, **_kept_facts(model, options)},
         (*model.notes, *laid_out.notes, *notes),
         _digest(model, options, files),
     )
+
+
+def _kept_facts(model: Model, options: Options) -> Mapping[str, Json]:
+    return {"quantization": "kept"} if keeps_quantization(model, options) else {}
 
 
 def check_options(model: Model, options: Options) -> Layout:
@@ -135,9 +141,9 @@ RANK_OPTIONS: Mapping[str, Json] = {
 EP_OPTIONS = ("placement", "redundant_experts", "expert_map")
 
 
-def _draft(model: Model, options: Options) -> Layouted:
+def _draft(model: Model, held: Model, options: Options) -> Layouted:
     if options.layout == "hf":
-        return draft_hf(_in_order(model.weights), options)
+        return draft_hf(_in_order(held.weights), options)
     sizes = model.sizes
     view = View(
         model.family.name,

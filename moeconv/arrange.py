@@ -46,6 +46,7 @@ def _describe(tensor: OutTensor) -> Json:
         draft.transposed,
         draft.constant,
         [tuple(fill) for fill in draft.fills],
+        *((draft.encode, draft.part) if draft.encode else ()),
     ]
 
 
@@ -83,6 +84,43 @@ def arrange_ranks(
             for part, group in enumerate(bins)
         ]
     return tuple(files), tuple(notes)
+
+
+def arrange_layers(
+    drafts: Sequence[Draft], max_nbytes: int | None
+) -> tuple[tuple[OutFile, ...], tuple[str, ...]]:
+    """Return (one file per layer, more where max_nbytes asks for it; notes).
+
+    kt-kernel reads every .safetensors file below a directory and tells them apart by their names
+    alone: no model has files of these.
+    """
+    layers: dict[int, list[Draft]] = {}
+    for draft in drafts:
+        layers.setdefault(draft.layer or 0, []).append(draft)
+    files: list[OutFile] = []
+    for layer, mine in sorted(layers.items()):
+        bins = _pairs_kept(mine, max_nbytes)
+        for part, group in enumerate(bins):
+            name = f"moeconv-experts-layer-{layer:05d}"
+            if len(bins) > 1:
+                name += f"-part-{part:05d}"
+            files.append(_lay_out(f"{name}.safetensors", 0, group, {"format": "pt"}))
+    return tuple(files), ()
+
+
+def _pairs_kept(drafts: Sequence[Draft], max_nbytes: int | None) -> list[list[Draft]]:
+    """Return the drafts per file, in order; a scale stays with the weight before it."""
+    bins: list[list[Draft]] = [[]]
+    filled = 0
+    for draft in drafts:
+        nbytes = draft_nbytes(draft)
+        full = max_nbytes is not None and filled + nbytes > max_nbytes
+        if bins[-1] and full and draft.part != "scale":
+            bins.append([])
+            filled = 0
+        bins[-1].append(draft)
+        filled += nbytes
+    return bins
 
 
 def _bins(

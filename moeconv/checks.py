@@ -146,11 +146,11 @@ def check_facts(finished: Finished, plan: Plan, findings: Findings) -> None:
             findings.problem("the file is not laid out as the source gives it", recorded.name)
     if len(plan.files) != len(finished.files):
         findings.problem(f"{len(finished.files)} files, not {len(plan.files)}", MANIFEST)
-    if plan.options.partial:
+    if not plan.is_model:
         return
     for name, config in output_configs(plan).items():
         if finished.beside.get(name) != bytes_digest(dump_json(config)):
             findings.problem("the file is not what the source gives", name)
-    for name in plan.model.source.auxiliary:
+    for name in plan.auxiliary:
         if finished.beside.get(name) != file_digest(plan.model.source.root / name):
             findings.note(f"{name} is not the source's, which may have been edited since")

@@ -28,7 +28,7 @@ def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
     May be cut short anywhere and called again: until its last step DST counts as unfinished.
     """
     manifest = build_manifest(plan, outcome)
-    configs = {} if plan.options.partial else output_configs(plan)
+    configs = output_configs(plan) if plan.is_model else {}
     manifest["configs"] = sorted(configs)
     for file in plan.files:
         path = dst / file.name
@@ -41,9 +41,8 @@ def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
                         hint="the same command writes it again",
                     )
                 output.commit()
-    if not plan.options.partial:
-        for name in plan.model.source.auxiliary:
-            copy_file(plan.model.source.root / name, dst / name)
+    for name in plan.auxiliary:
+        copy_file(plan.model.source.root / name, dst / name)
     manifest["beside"] = beside_digests(plan, dst, configs)
     manifest["digest"] = json_digest(manifest)
     write_small_file(dst / MANIFEST, dump_json(manifest))
@@ -56,8 +55,7 @@ def commit(plan: Plan, dst: Path, outcome: Outcome) -> dict[str, Json]:
 
 def beside_digests(plan: Plan, dst: Path, configs: Mapping[str, Json]) -> dict[str, str]:
     """Return the xxh3-128 of every file beside the weights: configs to be written, copies made."""
-    copies = () if plan.options.partial else plan.model.source.auxiliary
-    digests = {name: file_digest(dst / name) for name in copies}
+    digests = {name: file_digest(dst / name) for name in plan.auxiliary}
     texts = {name: bytes_digest(dump_json(value)) for name, value in configs.items()}
     return dict(sorted({**digests, **texts}.items()))
 

@@ -8,12 +8,14 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from moeconv.accounting import Accounting, account, check_drafts
-from moeconv.arrange import OutFile, arrange_hf, arrange_ranks
+from moeconv.arrange import OutFile, arrange_hf, arrange_layers, arrange_ranks
 from moeconv.digest import json_digest
 from moeconv.errors import Refused, UsageError
+from moeconv.families.config_fields import CONFIG_SECTIONS
 from moeconv.keeping import keeps_quantization, kept_model
 from moeconv.layouts.base import Draft, Layouted
 from moeconv.layouts.hf import draft_hf
+from moeconv.layouts.ktransformers import KtView, draft_ktransformers
 from moeconv.layouts.options import Options
 from moeconv.layouts.vllm import View, draft_vllm
 from moeconv.model import Model
@@ -40,22 +42,38 @@ class Plan:
         return self.model.weights
 
     @property
+    def is_model(self) -> bool:
+        """Return whether the output is a model's directory, with its configs and tokenizer."""
+        row = next(one for one in LAYOUTS if one.name == self.options.layout)
+        return row.model and not self.options.partial
+
+    @property
+    def auxiliary(self) -> tuple[str, ...]:
+        """Return the names of the source's files that are copied as they are."""
+        return tuple(self.model.source.auxiliary) if self.is_model else ()
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all output files."""
         return sum(file.nbytes for file in self.files)
 
 
 class Layout(NamedTuple):
-    """One row of LAYOUTS: what `--layout NAME` can do."""
+    """One row of LAYOUTS: what `--layout NAME` can do.
+
+    `model`: a whole output is a model's directory: configs and tokenizer go with it.
+    """
 
     name: str
     dtypes: tuple[str, ...]
     ranks: bool
+    model: bool = True
 
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout("hf", ("bf16", "fp16", "fp32", "keep"), False),
     Layout("vllm", ("bf16", "fp16", "fp32"), True),
+    Layout("ktransformers", ("int4", "int8", "bf16"), False, model=False),
 )
 
 
@@ -73,6 +91,8 @@ def build_plan(model: Model, options: Options) -> Plan:
     check_drafts(drafts)
     if layout.ranks:
         files, notes = arrange_ranks(drafts, options.tp * options.dp, options.max_file_size)
+    elif layout.name == "ktransformers":
+        files, notes = arrange_layers(drafts, options.max_file_size)
     else:
         files, notes = arrange_hf(drafts, options.max_file_size or DEFAULT_MAX_FILE_NBYTES)
     accounting = account(held, drafts, laid_out.unused, partial=options.partial)
@@ -102,6 +122,11 @@ def check_options(model: Model, options: Options) -> Layout:
         raise Refused(
             f"--layout {layout.name} cannot write --dtype {options.dtype}",
             hint=f"it can write {', '.join(layout.dtypes)}",
+        )
+    if layout.name != "ktransformers" and options.numa != Options().numa:
+        raise Refused(
+            f"--numa goes with --layout ktransformers, not with --layout {layout.name}",
+            hint="leave it out",
         )
     for name, default in RANK_OPTIONS.items():
         if not layout.ranks and getattr(options, name) != default:
@@ -138,12 +163,15 @@ RANK_OPTIONS: Mapping[str, Json] = {
     "ranks": None,
     "vllm_names": "routed",
 }
+ACTIVATION_FIELDS = ("hidden_act", "hidden_activation")
 EP_OPTIONS = ("placement", "redundant_experts", "expert_map")
 
 
 def _draft(model: Model, held: Model, options: Options) -> Layouted:
     if options.layout == "hf":
         return draft_hf(_in_order(held.weights), options)
+    if options.layout == "ktransformers":
+        return draft_ktransformers(_kt_view(model), options)
     sizes = model.sizes
     view = View(
         model.family.name,
@@ -156,6 +184,21 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
         config=model.source.config,
     )
     return draft_vllm(view, options)
+
+
+def _kt_view(model: Model) -> KtView:
+    config = model.source.config
+    sections = [config, *(config[name] for name in CONFIG_SECTIONS if name in config)]
+    said = [section for section in sections if isinstance(section, Mapping)]
+    acts = [one[name] for one in said for name in ACTIVATION_FIELDS if one.get(name)]
+    clamps = [one["swiglu_limit"] for one in said if one.get("swiglu_limit")]
+    return KtView(
+        model.family.name,
+        model.places,
+        model.expert_layers,
+        activation=str(acts[0]) if acts else "",
+        swiglu_limit=float(clamps[0]) if clamps else 0.0,
+    )
 
 
 def _in_order(weights: Iterable[Weight]) -> tuple[Weight, ...]:

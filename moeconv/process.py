@@ -16,13 +16,12 @@ from moeconv.decoding import (
     part_reads,
     read_parts,
 )
-from moeconv.encoding import encode_into
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
+from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
 from moeconv.rects import Rect
-from moeconv.layouts.base import Draft
 from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
@@ -155,7 +154,7 @@ class _Piece:
         if draft.constant is not None:
             return _constant(dtype, draft.constant, region.nbytes)
         if draft.encode:
-            return self.encode(region, draft, decoded)
+            return self.encode(region, decoded)
         transposed = draft.transposed
         if len(region.rects) == 1 and not transposed:
             view = self.source(region.rects[0], decoded, dtype)
@@ -180,9 +179,10 @@ class _Piece:
         return memory
 
     def encode(
-        self, region: Region, draft: Draft, decoded: Mapping[tuple[int, str], Array]
+        self, region: Region, decoded: Mapping[tuple[int, str], Array]
     ) -> npt.NDArray[np.uint8]:
-        """Return a region's bytes packed from its one rectangle; NonFiniteValue names its weight."""
+        """Return a region's bytes packed from its one rectangle; NonFiniteValue names where."""
+        draft = self.work.draft(region)
         (rect,) = region.rects
         values = self.source(rect, decoded, draft.decoded)
         if not is_row_contiguous(values):  # a copy of what is stored transposed
@@ -191,15 +191,16 @@ class _Piece:
             copy_into(turned, values)
             values = turned
         out = self.take(region.nbytes, region.offset)
-        bad = encode_into(draft, values, out)
+        bad = encode_part(draft.encode, draft.part, values, out)
         if bad >= 0:
             weight = self.work.weights[rect.member]
+            fill = draft.fills[0]
+            expert = fill.experts[0] if fill.experts else 0
             raise NonFiniteValue(
-                f"'{weight.name}' holds NaN or Inf, which {draft.encode} cannot: "
-                f"{draft.fills[0].name} of expert {(draft.fills[0].experts or (0,))[0]}, "
-                f"row {rect.rows.start + bad * rect.rows.step}",
+                f"'{weight.name}' holds NaN or Inf, which {draft.encode} cannot hold: expert "
+                f"{expert}, row {fill.rows.start + region.start + bad} of {fill.name}",
                 where=next(iter(weight.parts.values())).file,
-                hint="the checkpoint is damaged or was trained to NaN; --dtype bf16 keeps it",
+                hint="the checkpoint is damaged; --dtype bf16 writes such values as they are",
             )
         return out
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
+from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import is_copy, part_reads
-from moeconv.encoding import encoded_rows
 from moeconv.kernels.cpu import KERNELS
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
@@ -133,7 +133,7 @@ def _split_axis(work: Work) -> tuple[int, int]:
         lengths = {weight.cols for weight in work.weights}
         return (lengths.pop(), block_cols) if len(lengths) == 1 else (1, 1)
     steps = [
-        rect.rows.step * encoded_rows(work.draft(region))
+        rect.rows.step * packed_rows(work.draft(region).encode)
         for region in work.task.regions
         for rect in region.rects
     ]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from moeconv.arrange import PAGE, OutFile, OutTensor
 from moeconv.codecs import CODECS
+from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import block_of
 from moeconv.collector import paused
 from moeconv.layouts.base import Fill
@@ -196,15 +197,17 @@ def _chunks(
 ) -> Iterable[Span | None]:
     """Return the runs of rows in which one large weight is read; (None,): whole."""
     weight = weights[bundle[0][0]]
-    bits = max(DTYPE_BITS[files[file].tensors[tensor].draft.dtype] for file, tensor, _ in joined)
+    drafts = [files[file].tensors[tensor].draft for file, tensor, _ in joined]
+    bits = max(DTYPE_BITS[draft.decoded] for draft in drafts)
     row_nbytes = weight.cols * bits // 8
     plain = all(rect.row_step == 1 and rect.rows.step == 1 for r in joined.values() for rect in r)
-    turned = any(files[file].tensors[tensor].draft.transposed for file, tensor, _ in joined)
+    turned = any(draft.transposed for draft in drafts)
     if len(bundle) > 1 or not plain or turned or weight.rows * row_nbytes <= TASK_NBYTES:
         return (None,)
     codec = CODECS[weight.codec]
     block_rows, _ = block_of(tuple(codec.tiles(weight.params).values()), weight.rows, weight.cols)
     page_rows = PAGE // gcd(PAGE, max(row_nbytes, 1))
+    block_rows = lcm(block_rows, *(packed_rows(draft.encode) for draft in drafts))
     unit = lcm(block_rows, page_rows) if block_rows < weight.rows else weight.rows
     step = max(TASK_NBYTES // max(row_nbytes, 1) // unit, 1) * unit
     return [Span(at, min(at + step, weight.rows)) for at in range(0, weight.rows, step)]
@@ -240,6 +243,8 @@ def _regions(
     file, tensor_index, slot = place
     major, minor = (draft.cols, draft.rows) if draft.transposed else (draft.rows, draft.cols)
     line_nbytes = minor * DTYPE_BITS[draft.dtype] // 8
+    if draft.encode:
+        line_nbytes = tensor.nbytes // draft.rows
     base = tensor.offset + slot * major * line_nbytes
     for start, stop, group in _clusters(rects, transposed=draft.transposed):
         yield Region(

@@ -47,6 +47,11 @@ FORMS: Mapping[str, AmxForm] = {
 }
 
 
+def packed_rows(name: str) -> int:
+    """Return the rows whose bytes lie together in a form; 1 for "", which packs nothing."""
+    return FORMS[name].block_rows if name else 1
+
+
 def row_scales(values: Floats, form: AmxForm) -> Floats:
     """Return the float32 scales [R] of finite BF16 values [R, C] held as float32.
 

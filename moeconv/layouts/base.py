@@ -34,6 +34,8 @@ class Draft(NamedTuple):
     transposed.
 
     `constant`: every element, where the source has no such tensor.
+    `encode`, `part`: its one fill is rounded to BF16 and packed ("amxint4"); the tensor, which has
+    one dimension, is the "weight" or the "scale" that come of it.
     """
 
     name: str
@@ -47,6 +49,13 @@ class Draft(NamedTuple):
     constant: float | None = None
     rank: int = 0
     layer: int | None = None
+    encode: str = ""
+    part: str = ""
+
+    @property
+    def decoded(self) -> str:
+        """Return the dtype that the source is decoded to."""
+        return "BF16" if self.encode else self.dtype
 
 
 class Layouted(NamedTuple):

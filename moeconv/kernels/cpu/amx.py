@@ -204,3 +204,11 @@ def encode(
     taken = rows_of(values)
     shape = (rows, cols, taken.pitch)
     return int(_encode(taken.memory, shape, scales, packed, (form.bits, form.block_rows)))
+
+
+def encode_part(name: str, part: str, values: Array, out: npt.NDArray[np.uint8]) -> int:
+    """Fill the bytes of a form's "weight" or "scale" from BF16 bits [R, C]; return as `encode`."""
+    form = FORMS[name]
+    if part == "scale":
+        return encode(values, form, out.view(np.float32), None)
+    return encode(values, form, np.empty(values.shape[0], np.float32), out)

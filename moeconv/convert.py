@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,11 @@ from moeconv.journal import JOURNAL_NAME, Entry, Header, Journal
 from moeconv.manifest import Outcome, outcome_of
 from moeconv.plan import Plan
 from moeconv.process import Context
+from moeconv.store import system
 from moeconv.store.buffers import BufferPool
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
 from moeconv.store.space import check_space, cpu_count, human, memory_limit, process_peak_rss
-from moeconv.store.system import rename
 from moeconv.store.writer import OutputFile, partial_path
 from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
@@ -89,10 +88,13 @@ def convert_plan(
     check_floor(limits, check_memory(tasks, plan.weights, plan.files))
     if examine(dst).state == "nothing":
         check_space(dst, needed_nbytes(plan))
-    with DirectoryLock(dst):
-        return _Conversion(plan, dst, limits, begin).run(
-            resources, tasks, report, signal or Signal()
-        )
+    try:
+        with DirectoryLock(dst):
+            return _Conversion(plan, dst, limits, begin).run(
+                resources, tasks, report, signal or Signal()
+            )
+    except OSError as error:
+        raise system.failed("convert", error, str(error.filename or dst)) from error
 
 
 def check_apart(source: Path, dst: Path) -> None:
@@ -266,7 +268,6 @@ class _Conversion:
                 wanted[task.number] = left
         needed = sorted({file for files in wanted.values() for file in files} | self.bare(chosen))
         self.reopen(needed)
-        raise_open_files(2 * len(needed) + len(self.plan.model.source.files) + 64)
         outputs = open_outputs(
             {
                 index: (self.plan.files[index].name, self.plan.files[index].nbytes)
@@ -297,7 +298,7 @@ class _Conversion:
         for index in needed:
             path = self.dst / self.plan.files[index].name
             if path.is_file() and not partial_path(path).exists():
-                rename(path, partial_path(path))
+                system.rename(path, partial_path(path))
 
     def bare(self, chosen: set[int]) -> set[int]:
         """Return the chosen files of which nothing is there yet, not even their header."""
@@ -324,12 +325,3 @@ class _Conversion:
         return Result(
             state, manifest, nbytes, self.read_nbytes, seconds, process_peak_rss(), missing
         )
-
-
-def raise_open_files(wanted: int) -> None:
-    """Raise the soft limit of open files as far as the hard one allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from moeconv.store.writer import OutputFile
 from moeconv.tasks import Task
 from moeconv.types import Weight
 
+OTHER_FILES = 1024  # beside outputs, which take two each: those of the source
 SYNC_SECONDS = 5.0  # finished tasks become durable at least this often
 SYNC_NBYTES = 1 << 30
 
@@ -243,6 +245,7 @@ def open_outputs(
     paths: Mapping[int, tuple[str, int]], make: Callable[[str, int], OutputFile]
 ) -> dict[int, OutputFile]:
     """Return the output files by index; all are closed again if one cannot be opened."""
+    raise_open_files(2 * len(paths) + OTHER_FILES)
     opened: dict[int, OutputFile] = {}
     try:
         for index, (name, nbytes) in paths.items():
@@ -252,6 +255,15 @@ def open_outputs(
             output.close()
         raise
     return opened
+
+
+def raise_open_files(wanted: int) -> None:
+    """Raise the soft limit of open files as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 __all__ = ["Job", "Limits", "Progress", "Report", "Run", "Signal", "Stopped", "make_jobs"]

@@ -20,6 +20,8 @@ _HOMES = {
     "inspect": "moeconv.api",
     "plan": "moeconv.api",
     "convert": "moeconv.api",
+    "verify": "moeconv.verify",
+    "load": "moeconv.load",
     "Options": "moeconv.layouts.options",
     "Resources": "moeconv.convert",
     "Result": "moeconv.convert",
@@ -27,6 +29,8 @@ _HOMES = {
     "Signal": "moeconv.execute",
     "Model": "moeconv.model",
     "Plan": "moeconv.plan",
+    "Report": "moeconv.verify",
+    "Effort": "moeconv.verify",
     "MoeconvError": "moeconv.errors",
     "UsageError": "moeconv.errors",
     "Refused": "moeconv.errors",
@@ -67,8 +71,12 @@ if TYPE_CHECKING:
     from moeconv.execute import Progress as Progress
     from moeconv.execute import Signal as Signal
     from moeconv.layouts.options import Options as Options
+    from moeconv.load import load as load
     from moeconv.model import Model as Model
     from moeconv.plan import Plan as Plan
+    from moeconv.verify import Effort as Effort
+    from moeconv.verify import Report as Report
+    from moeconv.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:

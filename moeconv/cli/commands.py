@@ -12,6 +12,7 @@ from moeconv.cli.formats import formats_command
 from moeconv.cli.inspect import inspect_command
 from moeconv.cli.options import Row
 from moeconv.cli.plan import plan_command
+from moeconv.cli.verify import verify_command
 from moeconv.types import Json
 
 
@@ -30,6 +31,8 @@ _WHOLE = (
     options.CONFIG,
     options.ORIENTATION,
     *options.RESOURCES,
+    options.VERIFY,
+    options.PROGRESS,
 )
 COMMANDS: tuple[Entry, ...] = (
     Entry(
@@ -43,7 +46,18 @@ COMMANDS: tuple[Entry, ...] = (
         ),
     ),
     Entry("plan", plan_command, (*_WHOLE, *options.COMMON)),
-    Entry("convert", convert_command, (*_WHOLE, options.PROGRESS, *options.COMMON)),
+    Entry("convert", convert_command, (*_WHOLE, *options.COMMON)),
+    Entry(
+        "verify",
+        verify_command,
+        (
+            options.DST._replace(help="A finished output of moeconv."),
+            *options.CHECK,
+            *options.EFFORT,
+            options.PROGRESS,
+            *options.COMMON,
+        ),
+    ),
     Entry("demo", demo_command, (options.DEMO, *options.COMMON)),
     Entry("formats", formats_command, options.COMMON),
 )

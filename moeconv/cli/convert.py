@@ -11,10 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
+from moeconv.cli.failures import error_facts
 from moeconv.cli.parse import show_numbers
 from moeconv.cli.plan import make_plan, make_resources
 from moeconv.cli.progress import shown
 from moeconv.cli.tables import Printer, human_seconds
+from moeconv.cli.verify import describe_report, failure, print_report, run_verify
 from moeconv.errors import Interrupted, MoeconvError, Stopped
 from moeconv.types import Json
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from moeconv.convert import Result
     from moeconv.execute import Signal
     from moeconv.plan import Plan
+    from moeconv.verify import Report
 
 REASONS: Mapping[int, type[MoeconvError]] = {
     signal.SIGINT: Interrupted,
@@ -37,6 +40,7 @@ class Run(NamedTuple):
     dst: Path
     result: Result
     values: Mapping[str, Json]
+    verified: Report | None
 
 
 class Stop:
@@ -44,14 +48,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.running: Signal | None = None
+        self.state = ("nothing is written yet", "the same command starts again")
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle one signal."""
         reason = REASONS[number]
         if self.running is None:
-            raise reason(
-                "stopped before anything was written", hint="the same command starts again"
-            )
+            raise reason(f"stopped: {self.state[0]}", hint=self.state[1])
         if self.running.is_set:
             os._exit(reason.exit_code)  # the journal knows what is done
         self.running.stop(reason)
@@ -77,9 +80,11 @@ def convert_command(values: Mapping[str, Json]) -> int:
     stop = Stop()
     with handled_signals(stop):
         plan = make_plan(values)
-        run = Run(plan, Path(values["dst"]), _convert(plan, values, stop), values)
-        report(run)
-    return 0
+        result = _convert(plan, values, stop)
+        stop.running = None
+        stop.state = ("the conversion is done", "moeconv verify checks it")
+        run = Run(plan, Path(values["dst"]), result, values, _verify(values, result))
+        return report(run)
 
 
 def _convert(plan: Plan, values: Mapping[str, Json], stop: Stop) -> Result:
@@ -96,6 +101,14 @@ def _convert(plan: Plan, values: Mapping[str, Json], stop: Stop) -> Result:
             progress=show,
             signal=stop.running,
         )
+
+
+def _verify(values: Mapping[str, Json], result: Result) -> Report | None:
+    """Return what --verify found; None without it, or while ranks are missing."""
+    depth = values.get("verify", "none")
+    if depth == "none" or result.state == "waiting":
+        return None
+    return run_verify(values["dst"], values["src"] if depth == "deep" else None, values)
 
 
 def missing_ranks(run: Run) -> list[int]:
@@ -136,28 +149,33 @@ def describe(run: Run) -> dict[str, Json]:
         "notes": list(plan.notes),
         "serve": serve_line(plan, run.dst) if result.state != "waiting" else None,
         "check": check_line(run),
+        "verify": describe_report(run.verified) if run.verified else None,
     }
 
 
 def check_line(run: Run) -> str:
     """Return the command that checks an output against its source."""
-    dst, src = shlex.quote(str(run.dst)), shlex.quote(str(run.values["src"]))
-    return f"moeconv verify {dst} --source {src}"
+    words = ["moeconv", "verify", str(run.dst), "--source", str(run.values["src"])]
+    if "config" in run.values:
+        words += ["--config", str(run.values["config"])]
+    return shlex.join(words)
 
 
-def report(run: Run) -> None:
-    """Print what a run did."""
+def report(run: Run) -> int:
+    """Print what a run did; return the exit code."""
     printer = Printer(run.values)
     facts = describe(run)
-    printer.json(facts)
-    if printer.silent:
-        return
-    _print_state(run, facts, printer)
-    if facts["state"] == "waiting":
-        return
-    for note in facts["notes"]:
-        printer.warn(note)
-    _print_next(run, facts, printer)
+    error = failure(run.verified) if run.verified else None
+    printer.json(facts | (error_facts(error) if error else {}))
+    if not printer.silent:
+        _print_state(run, facts, printer)
+    if run.verified:
+        print_report(run.verified, printer)
+    if error is not None and not printer.as_json:
+        raise error
+    if not printer.silent and facts["state"] != "waiting":
+        _print_next(run, facts, printer)
+    return error.exit_code if error else 0
 
 
 def _print_state(run: Run, facts: Json, printer: Printer) -> None:
@@ -190,6 +208,8 @@ def _print_state(run: Run, facts: Json, printer: Printer) -> None:
 def _print_next(run: Run, facts: Json, printer: Printer) -> None:
     from moeconv.cli.plan_report import serve_warning
 
+    for note in facts["notes"]:
+        printer.warn(note)
     if facts["partial"]:
         printer.warn("a part of the model: no config.json or index, nothing loads it as a whole")
     if facts["serve"]:

@@ -15,7 +15,7 @@ CHECKPOINT, HF, VLLM = "checkpoint", "hf", "vllm-tp2"
 
 
 def demo_command(values: Mapping[str, Json]) -> int:
-    """Make a small MXFP4 checkpoint of random numbers, then inspect, plan and convert it.
+    """Make a small MXFP4 checkpoint of random numbers, convert it, verify and load the outputs.
 
     Works offline and takes seconds. Without DIR a temporary directory is used and removed.
     """
@@ -39,6 +39,7 @@ def command_lines(directory: Path) -> list[list[str]]:
         ["convert", src, hf],
         ["convert", src, vllm, "--layout", "vllm", "--tp", "2"],
         ["inspect", vllm],
+        ["verify", vllm, "--source", src],
     ]
 
 
@@ -59,6 +60,7 @@ def _run(directory: Path, printer: Printer) -> int:
         code = build().main(args=[*line, *quiet], prog_name="moeconv", standalone_mode=False)
         if code:
             return int(code)
+    _load(directory, printer)
     printer.json(
         {
             "directory": str(directory),
@@ -67,3 +69,17 @@ def _run(directory: Path, printer: Printer) -> int:
         }
     )
     return 0
+
+
+def _load(directory: Path, printer: Printer) -> None:
+    """Load rank 0 as a program would, and say what came."""
+    if printer.silent:
+        return
+    import moeconv
+
+    printer.line()
+    printer.line(f">>> tensors = moeconv.load({str(directory / VLLM)!r}, rank=0)", style="bold")
+    tensors = moeconv.load(directory / VLLM, rank=0)
+    name = next(name for name in tensors if name.endswith("w13_weight"))
+    found = tensors[name]
+    printer.line(f"{len(tensors)} tensors; {name}: {found.dtype}, {list(found.shape)}")

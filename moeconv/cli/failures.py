@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import typer
 
 from moeconv.errors import Interrupted, IOFailed, MoeconvError, UsageError
+from moeconv.types import Json
 
 BUG = 1
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports programs that do not ignore it
@@ -41,27 +42,24 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     """Print an error in the form that the arguments ask for; return the exit code."""
     verbose = any(one == "--verbose" or _has_letter(one, "v") for one in arguments)
     known = as_known(error)
-    facts = {
-        "kind": type(known or error).__name__,
-        "what": known.what if known else _bug_text(error),
-        "where": known.where if known else "",
-        "hint": known.hint if known else _bug_hint(verbose),
-    }
-    code = known.exit_code if known else BUG
     if known is None and verbose:
         traceback.print_exception(error, file=sys.stderr)
     if "--json" in arguments:
-        print(json.dumps({"error": facts, "exit_code": code}, indent=1, ensure_ascii=False))
-        return code
-    lines = [f"{facts['kind']}: {facts['what']}"]
-    lines += [
-        f"  {name}: {facts[key]}"
-        for name, key in (("where", "where"), ("do", "hint"))
-        if facts[key]
-    ]
-    with contextlib.suppress(BrokenPipeError):
-        print("\n".join(lines), file=sys.stderr)
-    return code
+        print(json.dumps(error_facts(error, verbose=verbose), indent=1, ensure_ascii=False))
+        return known.exit_code if known else BUG
+    shown = known or _bug(error, verbose=verbose)
+    with contextlib.suppress(OSError):
+        print(f"{type(known or error).__name__}: {shown}", file=sys.stderr)
+    return known.exit_code if known else BUG
+
+
+def error_facts(error: Exception, *, verbose: bool = False) -> dict[str, Json]:
+    """Return an error and its exit code as --json gives them."""
+    known = as_known(error)
+    shown = known or _bug(error, verbose=verbose)
+    facts = {"kind": type(known or error).__name__, "what": shown.what}
+    facts |= {"where": shown.where, "hint": shown.hint}
+    return {"error": facts, "exit_code": known.exit_code if known else BUG}
 
 
 def as_known(error: Exception) -> MoeconvError | None:
@@ -86,15 +84,14 @@ def _usage_hint(error: Exception) -> str:
     return f"{path} --help lists what there is"
 
 
-def _bug_text(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _bug_hint(verbose: bool) -> str:
-    if verbose:
-        return "this is a bug in moeconv: please report it with the lines above"
-    return "this is a bug in moeconv: run the command again with -v and report what it prints"
+def _bug(error: Exception, *, verbose: bool) -> MoeconvError:
+    """Return what to say of an error that nobody expected."""
+    lines = "what it prints" if not verbose else "the lines above"
+    again = "" if verbose else "run the command again with -v and "
+    return MoeconvError(
+        str(error).strip() or "no message",
+        hint=f"this is a bug in moeconv: {again}report {lines}",
+    )
 
 
 def _has_letter(argument: str, letter: str) -> bool:

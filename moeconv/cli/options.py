@@ -10,7 +10,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from moeconv.cli.parse import parse_numbers, parse_size, read_expert_map
+from moeconv.cli.parse import parse_numbers, parse_share, parse_size, read_expert_map
+from moeconv.layouts.options import DTYPES
+from moeconv.plan import LAYOUTS
 
 Command = Callable[..., int]
 
@@ -18,7 +20,7 @@ Command = Callable[..., int]
 class Row(NamedTuple):
     """One option or argument; `name` is that of the Python value and, with dashes, of the option.
 
-    `kind`: flag, text, texts (may be given again), number, size, numbers, map or choice.
+    `kind`: flag, text, texts (may be given again), number, size, share, numbers, map or choice.
     """
 
     name: str
@@ -32,11 +34,22 @@ class Row(NamedTuple):
     argument: bool = False
     optional: bool = False  # of an argument
 
+    @property
+    def value_name(self) -> str:
+        """Return what stands for the value in a description; "" for a flag or a choice."""
+        return self.metavar or _METAVARS.get(self.kind, "")
 
-LAYOUT_NAMES = ("hf", "vllm")
-DTYPE_NAMES = ("bf16", "fp16", "fp32", "keep")
+
+LAYOUT_NAMES = tuple(layout.name for layout in LAYOUTS)
+DTYPE_NAMES = tuple(dict.fromkeys(dtype for layout in LAYOUTS for dtype in layout.dtypes))
+DENSE_NAMES = (*DTYPES, "keep")
 
 _RANKS = "Ranks (vllm)"
+_NUMA = (
+    (Row("numa", "number", "NUMA parts (ktransformers). (default: 2)"),)
+    if "ktransformers" in LAYOUT_NAMES
+    else ()
+)
 _PART = "Part of the model"
 _SOURCE = "Source"
 _RUN = "Running"
@@ -72,12 +85,15 @@ SHAPE: tuple[Row, ...] = (
         "choice",
         "What the other floating tensors become: quantized ones are decoded to it, 16-bit ones"
         " cast to it, F32 ones stay F32. (default: as --dtype)",
-        choices=DTYPE_NAMES,
+        choices=DENSE_NAMES,
     ),
     Row(
         "max_file_size",
         "size",
-        "Of one output file. (default: 5GB (hf), one file per rank (vllm))",
+        "Of one output file. (default: 5GB (hf), one file per rank (vllm), per layer"
+        " (ktransformers))"
+        if _NUMA
+        else "Of one output file. (default: 5GB (hf), one file per rank (vllm))",
     ),
     Row(
         "nonfinite",
@@ -86,6 +102,7 @@ SHAPE: tuple[Row, ...] = (
         " of the source are kept and counted. (default: error)",
         choices=("error", "keep"),
     ),
+    *_NUMA,
     Row("tp", "number", "Tensor-parallel size; ranks = tp x dp. (default: 1)", _RANKS),
     Row("dp", "number", "Data-parallel size. (default: 1)", _RANKS),
     Row(
@@ -139,8 +156,8 @@ SHAPE: tuple[Row, ...] = (
     Row(
         "vllm_names",
         "choice",
-        "Expert names as vLLM 0.32 and later have them (experts.routed_experts.w2_weight), or plain"
-        " ones (experts.w2_weight). (default: routed)",
+        "Names of the experts: below routed_experts, as vLLM 0.32 and later have them, or plain."
+        " (default: routed)",
         _RANKS,
         choices=("routed", "plain"),
     ),
@@ -165,14 +182,17 @@ ORIENTATION = Row(
     _SOURCE,
     choices=("in-out", "out-in"),
 )
+_MEMORY = Row(
+    "memory",
+    "size",
+    "Bound on bytes in flight. (default: 2GiB, less where the cgroup or free memory is)",
+    _RUN,
+)
+_JOBS = Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", _RUN)
+EFFORT = (_MEMORY._replace(help="Bound on bytes in flight. (default: 1GiB)"), _JOBS)
 RESOURCES: tuple[Row, ...] = (
-    Row(
-        "memory",
-        "size",
-        "Bound on bytes in flight. (default: 2GiB, less where the cgroup or free memory is)",
-        _RUN,
-    ),
-    Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", _RUN),
+    _MEMORY,
+    _JOBS,
     Row(
         "overwrite",
         "flag",
@@ -188,6 +208,25 @@ PROGRESS = Row(
     _REPORT,
     choices=("auto", "bar", "plain", "none"),
 )
+VERIFY = Row(
+    "verify",
+    "choice",
+    "After converting: nothing more (digests are taken while writing anyway), read again and"
+    " compare, or also derive again from the source. (default: none)",
+    _RUN,
+    choices=("none", "digest", "deep"),
+)
+CHECK: tuple[Row, ...] = (
+    Row("source", "text", "Also compare with what this source gives.", _SOURCE, "SRC"),
+    Row(
+        "sample",
+        "share",
+        "How much of it is derived again: 5% or 0.05. (default: all)",
+        _SOURCE,
+        metavar="SHARE",
+    ),
+    CONFIG,
+)
 COMMON: tuple[Row, ...] = (
     Row("quiet", "flag", "Print errors only.", _REPORT, short="-q"),
     Row("verbose", "flag", "Print more; a traceback for a bug.", _REPORT, short="-v"),
@@ -200,6 +239,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "size": parse_size,
     "numbers": parse_numbers,
     "map": read_expert_map,
+    "share": parse_share,
 }
 _METAVARS = {"size": "SIZE", "number": "N", "text": "TEXT"}
 
@@ -209,13 +249,18 @@ def _choice(name: str, choices: tuple[str, ...]) -> Any:
     return Enum(name, {choice: choice for choice in choices}, type=str)
 
 
+def flags_of(row: Row) -> tuple[str, ...]:
+    """Return how an option is written: long, then short where it has a short form."""
+    return (f"--{row.name.replace('_', '-')}", *((row.short,) if row.short else ()))
+
+
 def _annotation(row: Row) -> Any:
     """Return the type and typer's description of a row."""
-    metavar = row.metavar or _METAVARS.get(row.kind)
+    metavar = row.value_name or None
     if row.argument:
         kind = str | None if row.optional else str
         return Annotated[kind, typer.Argument(help=row.help, metavar=metavar, show_default=False)]
-    flags = (f"--{row.name.replace('_', '-')}", *((row.short,) if row.short else ()))
+    flags = flags_of(row)
     shared: dict[str, Any] = {
         "help": row.help,
         "rich_help_panel": row.panel,

@@ -21,6 +21,7 @@ UNITS = {
     "TIB": 2**40,
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_SHARE = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 _MOST_NUMBERS = 1_000_000  # a longer range is a slip of the finger
 
@@ -36,6 +37,16 @@ def parse_size(text: str) -> int:
     if not 0 < nbytes < 2**63:
         raise typer.BadParameter(f"{text!r} is not a size between 1 byte and 2^63")
     return nbytes
+
+
+def parse_share(text: str) -> float:
+    """Return the share that 5% or 0.05 means, above 0 and at most 1; BadParameter if none."""
+    body = text.strip().removesuffix("%")
+    if _SHARE.fullmatch(body):
+        share = float(body) / (100 if "%" in text else 1)
+        if 0 < share <= 1:
+            return share
+    raise typer.BadParameter(f"{text!r} is not a share above 0 and at most 1; write 5% or 0.05")
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moeconv.cli.failures import error_facts
 from moeconv.cli.options import shape_options
 from moeconv.cli.parse import show_numbers
 from moeconv.cli.tables import Printer
@@ -58,16 +59,12 @@ def plan_command(values: Mapping[str, Json]) -> int:
     action, refusals = plan_report.find_refusals(plan, dst, resources, needs)
     facts = plan_report.describe_plan(plan, dst, needs)
     facts["action"] = action
-    facts["refusals"] = [
-        {"kind": type(one).__name__, "what": one.what, "where": one.where, "hint": one.hint}
-        for one in refusals
-    ]
+    facts["refusals"] = [error_facts(one)["error"] for one in refusals]
     printer = Printer(values)
     if not printer.silent:
         print_plan(facts, plan, printer)
     if refusals and printer.as_json:
-        facts |= {"error": facts["refusals"][0], "exit_code": refusals[0].exit_code}
-        printer.json(facts)
+        printer.json(facts | error_facts(refusals[0]))
         return refusals[0].exit_code
     if refusals:
         raise refusals[0]

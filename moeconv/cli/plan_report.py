@@ -144,10 +144,14 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
 
 
 def serve_line(plan: Plan, dst: Path) -> str | None:
-    """Return the command that serves an output; None where no engine loads it as it is."""
+    """Return the command (or arguments) that serve an output; None where no engine loads it."""
     options = plan.options
     if options.partial or (options.layout == "vllm" and options.dp > 1):
         return None
+    if options.layout == "ktransformers":
+        from moeconv.layouts.ktransformers import launch_hint
+
+        return launch_hint(plan.facts, shlex.quote(str(dst)))
     line = f"vllm serve {shlex.quote(str(dst))}"
     if options.layout != "vllm":
         return line

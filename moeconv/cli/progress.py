@@ -83,8 +83,9 @@ class Shower(Protocol):
 class Lines:
     """A line every LINE_SECONDS or LINE_SHARE of the bytes, and one at the end."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, doing: str) -> None:
         self._meter = meter
+        self._doing = doing
         self._shown = (0.0, 0.0)  # seconds, share
         self._open = True
 
@@ -97,7 +98,7 @@ class Lines:
         if not due and progress.done_tasks < progress.total_tasks:
             return
         self._shown = (seconds, share)
-        self._print(f"converting  {int(share * 100):3d}%  {self._meter.text(progress)}")
+        self._print(f"{self._doing}  {int(share * 100):3d}%  {self._meter.text(progress)}")
 
     def _print(self, line: str) -> None:
         if not self._open:
@@ -117,26 +118,26 @@ def choose(wanted: str) -> str:
 
 
 @contextmanager
-def shown(wanted: str, layers: int | None) -> Iterator[Shower | None]:
+def shown(wanted: str, layers: int | None, doing: str = "converting") -> Iterator[Shower | None]:
     """Give what shows the progress of a run; None for --progress none."""
     kind = choose(wanted)
     meter = Meter(layers)
     if kind == "none":
         yield None
     elif kind == "plain":
-        yield Lines(meter)
+        yield Lines(meter, doing)
     else:
-        with _bar(meter) as bar:
+        with _bar(meter, doing) as bar:
             yield bar
 
 
 @contextmanager
-def _bar(meter: Meter) -> Iterator[Shower]:
+def _bar(meter: Meter, doing: str) -> Iterator[Shower]:
     from rich import progress as rich_progress
     from rich.console import Console
 
     columns = (
-        rich_progress.TextColumn(" converting"),
+        rich_progress.TextColumn(f" {doing}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
         rich_progress.TextColumn("{task.fields[text]}", markup=False),

@@ -26,6 +26,7 @@ VALUES = ("moeconv.types", "moeconv.errors")
 # Room -> what it may import of moeconv. The longest prefix that fits a module is its room.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "moeconv.cli": EVERYTHING,
+    "moeconv.__main__": EVERYTHING,
     "moeconv.types": (),
     "moeconv.errors": (),
     "moeconv.dims": VALUES,

@@ -38,7 +38,7 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -rs -m gpu
 
 bench: $(STAMP)
-	$(BIN)/moeconv bench
+	$(BIN)/python -m bench
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

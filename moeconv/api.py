@@ -20,11 +20,20 @@ if TYPE_CHECKING:  # what runs a plan takes half a second to import
 Name = str | PathLike[str]
 
 
-def inspect(src: Name, *, config: Name | None = None, orientation: str | None = None) -> Model:
-    """Return the model that a source holds, read from headers alone; never imports torch."""
+def inspect(
+    src: Name,
+    *,
+    config: Name | None = None,
+    orientation: str | None = None,
+    experts_only: bool = False,
+) -> Model:
+    """Return the model that a source holds, read from headers alone; never imports torch.
+
+    `experts_only`: of a GGUF source, whose other tensors may be more than moeconv knows.
+    """
     with paused():
         source = open_source(Path(src), config=None if config is None else Path(config))
-        return build_model(source, orientation=orientation)
+        return build_model(source, orientation=orientation, experts_only=experts_only)
 
 
 def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **options: Any) -> Plan:
@@ -33,7 +42,9 @@ def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **op
     With `dst`, also raises Refused for a directory in which it could not.
     """
     chosen = Options(**options)
-    model = inspect(src, config=config, orientation=chosen.orientation)
+    model = inspect(
+        src, config=config, orientation=chosen.orientation, experts_only=chosen.experts_only
+    )
     with paused():
         made = build_plan(model, chosen)
     if dst is not None:

@@ -14,12 +14,15 @@ from moeconv.families.base import Family
 from moeconv.families.config_fields import MAIN_STACKS
 from moeconv.families.tables import FAMILIES
 from moeconv.fitting import Fit, Fitter, check_parts
+from moeconv.gguf_model import in_model_form, stored_family, translate_names
 from moeconv.grouping import Group, LayerName, group_tensors
 from moeconv.quantization import Quantization, read_quantization
 from moeconv.sizes import Sizes, model_types, read_sizes
 from moeconv.store.reader import Reader
 from moeconv.store.source import NATIVE_CONFIG, Source
 from moeconv.types import Json, Key, Place, Span, TensorRef, Weight, element_count
+
+UNQUANTIZED = Quantization("", (), "none")  # of GGUF: each tensor says its type itself
 
 
 class Dropped(NamedTuple):
@@ -44,22 +47,32 @@ class Model:
     notes: tuple[str, ...]
 
 
-def build_model(source: Source, *, orientation: str | None = None) -> Model:
+def build_model(
+    source: Source, *, orientation: str | None = None, experts_only: bool = False
+) -> Model:
     """Return the model of a source, read from headers and a few tiny payloads.
 
+    `experts_only`: of a GGUF source, whose other tensors may be more than moeconv knows.
     Raises BadSource and its kinds for anything that no rule and no codec explains.
     """
     config = source.config or source.extra_configs.get(NATIVE_CONFIG) or {}
     family = find_family(config)
     sizes = read_sizes(config, family)
-    quantization = read_quantization(source.config, source.extra_configs)
-    experts, others = group_tensors(source.tensors, family, quantized=bool(quantization.method))
+    names = translate_names(source, experts_only=experts_only) if source.kind == "gguf" else None
+    quantization = UNQUANTIZED if names else read_quantization(config, source.extra_configs)
+    experts, others = group_tensors(
+        names.tensors if names else source.tensors,
+        stored_family(family) if names else family,
+        quantized=bool(quantization.method),
+    )
     with Reader(source.files) as reader:
         detector = Detector(quantization, reader)
         builder = _Builder(sizes, detector, orientation)
         weights = [builder.expert(group) for group in experts if group.parts]
         weights += [builder.other(group) for group in others if group.parts]
         found = detector.finish()
+    if names:
+        weights = [in_model_form(weight, names) for weight in weights]
     places = _places(weights)
     expert_layers, notes = check_complete(weights, places, family, sizes)
     dropped = tuple(
@@ -67,6 +80,8 @@ def build_model(source: Source, *, orientation: str | None = None) -> Model:
         for group in (*experts, *others)
         for ref in group.activations
     )
+    if names:
+        dropped += tuple(Dropped(ref, "--experts-only") for ref in names.left_out)
     return Model(
         source,
         family,

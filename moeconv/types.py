@@ -76,6 +76,16 @@ class Key(NamedTuple):
     name: str
 
 
+class Form(NamedTuple):
+    """The tensor of the Hugging Face form that takes a projection's rows, and which of its rows.
+
+    `name` with {expert} is one tensor per slot, else one for all slots.
+    """
+
+    name: str
+    rows: Span
+
+
 @dataclass(frozen=True, slots=True)
 class Weight:
     """One matrix at rest per slot: [rows = out features, cols = in features], spread over parts.
@@ -84,6 +94,8 @@ class Weight:
     `projections` says which rows are which key: gate and up share one weight where they are fused.
     `name`, `shape` and `form_transposed` are those of the decoded tensor in Hugging Face form.
     Vectors are [rows, 1], scalars [1, 1]; more dimensions are folded into cols.
+    `forms`, one per projection: where the source arranges its tensors otherwise than that form
+    (GGUF); `shape` is then that of the forms' tensors.
     """
 
     name: str
@@ -101,6 +113,8 @@ class Weight:
     shape: tuple[int, ...]
     form_transposed: bool
     is_expert: bool
+    forms: tuple[Form, ...] = ()
+    model_dtype: str = ""  # what the Hugging Face form stores, where that is not what is stored
 
     def keys(self, slot: int) -> Iterator[tuple[Key, Span]]:
         """Yield each key that lies in `slot`, with its rows."""

@@ -143,7 +143,55 @@ def test_modelopt_rounds_its_fp8_scale_first(fixtures: Path, tmp_path: Path) -> 
     assert differing > 0
 
 
+# Published models hold these in F32; the fixtures' were cast to BF16 before they became GGUF.
+F32_ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "dots1": ("mlp.gate.e_score_correction_bias",),
+    "ernie45moe": ("mlp.moe_statics.e_score_correction_bias", "mlp.gate.weight"),
+    "glm4moe": ("mlp.gate.e_score_correction_bias",),
+}
+GGUF_MODELS = ("dots1", "ernie45moe", "glm4moe", "gptoss", "olmoe", "qwen2moe", "qwen3moe")
+
+
+@pytest.mark.parametrize("name", GGUF_MODELS)
+def test_gguf_comes_back_as_the_model_that_it_was(
+    name: str, fixtures: Path, tmp_path: Path
+) -> None:
+    """BF16 -> GGUF by llama.cpp -> BF16: every tensor's name, shape, dtype and bits."""
+    oracle = load_file(fixtures / "oracles" / f"gguf-llamacpp-{name}" / "model.safetensors")
+    for key in oracle:
+        if key.endswith(F32_ENDINGS.get(name, ())):
+            oracle[key] = oracle[key].float()
+    output = convert(fixtures, tmp_path, f"gguf-llamacpp-{name}", "bf16")
+    assert {key: (t.dtype, t.shape) for key, t in output.items()} == {
+        key: (t.dtype, t.shape) for key, t in oracle.items()
+    }
+    for key, expected in oracle.items():
+        assert torch.equal(bits(output[key]), bits(expected)), key
+
+
+GGUF_EXPERTS = (
+    Case("gguf-gptoss-mxfp4", gpt_oss),
+    Case("gguf-qwen3moe-bf16", QWEN),
+    Case("gguf-qwen3moe-q4_k_m", QWEN),
+    Case("gguf-qwen3moe-q8_0", QWEN),
+)
+
+
+@pytest.mark.parametrize("case", GGUF_EXPERTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_gguf_experts_equal_ggmls_own_numbers(
+    case: Case, dtype: str, fixtures: Path, tmp_path: Path
+) -> None:
+    """F32 as gguf-py and ggml decode them; BF16 is that rounded once."""
+    oracle = load_file(fixtures / "oracles" / case.name / "dequantized.safetensors")
+    output = convert(fixtures, tmp_path, case.name, dtype)
+    for name, (exact, found) in pairs(oracle, output, case.take).items():
+        expected = exact if dtype == "fp32" else exact.to(torch.bfloat16)
+        assert torch.equal(bits(found), bits(expected)), name
+
+
 def test_every_fixture_has_a_case(fixtures: Path) -> None:
     here = {case.name for case in CASES} | {"mixtral-fp8-tensor-modelopt"}
     folders = {path.name for path in (fixtures / "checkpoints").iterdir()}
-    assert {name for name in folders if not name.startswith("gguf-")} == here
+    here |= {case.name for case in GGUF_EXPERTS} | {f"gguf-llamacpp-{n}" for n in GGUF_MODELS}
+    assert folders == here

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import mmap
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from moeconv.errors import BadHeader, Refused, UsageError, VerifyFailed
 from moeconv.finished import Finished, RecordedFile, read_finished
-from moeconv.numa import bound_memory, node_for
-from moeconv.parallel import in_threads
-from moeconv.store.reader import open_regular, read_range
+from moeconv.mapping import PAGE_NBYTES, Stored, copied, mapped
+from moeconv.numa import node_for
 from moeconv.store.safetensors import read_header
 from moeconv.store.space import human, memory_limit
 from moeconv.torch_dtypes import torch_dtype
@@ -27,12 +26,8 @@ from moeconv.types import TensorRef, element_count
 Name = str | PathLike[str]
 
 _DAMAGED_HINT = "moeconv verify says what is damaged"
-PAGE_NBYTES = mmap.PAGESIZE
 READ_AHEAD_NBYTES = 1 << 20  # tensors from here on are read ahead when they are asked for
-COPY_NBYTES = 64 << 20
-COPY_THREADS = 4
-# Python names it from 3.11 on, and only where its own headers do.
-MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_NUMA_NAME = re.compile(r"\.numa\.(\d+)\.")
 
 NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "BOOL": np.bool_,
@@ -60,11 +55,6 @@ EXTENDED_DTYPES: Mapping[str, tuple[str, type[np.generic]]] = {
 }
 
 
-class _Stored(NamedTuple):
-    ref: TensorRef
-    memory: mmap.mmap
-
-
 class Tensors(Mapping[str, Any]):
     """Tensor by name, made when asked for: a view of memory that lives as long as a view of it.
 
@@ -75,7 +65,7 @@ class Tensors(Mapping[str, Any]):
 
     def __init__(
         self,
-        stored: Mapping[str, _Stored],
+        stored: Mapping[str, Stored],
         framework: str,
         bound_node: int | None,
         notes: tuple[str, ...],
@@ -125,24 +115,26 @@ def load(
     if bind and numa is None:
         raise UsageError("bind=True places a NUMA part on its node", hint="say which: numa=0")
     finished = read_finished(Path(dst))
-    files = chosen_files(finished, rank, numa)
+    files = chosen_tensors(finished, chosen_files(finished, rank), numa)
     node = node_for(numa) if bind and numa is not None else None
     notes = []
     if node is not None and node != numa:
         notes.append(f"this machine has no NUMA node {numa}: its part lies on node {node}")
     if node is not None:
-        _check_memory(sum(file.nbytes for file in files))
-    stored: dict[str, _Stored] = {}
-    for file in files:
+        _check_memory(sum(ref.nbytes for _, refs in files for ref in refs))
+    stored: dict[str, Stored] = {}
+    for file, refs in files:
         path = finished.root / file.name
-        refs = _tensors(path, file)
-        memory = _mapped(path, file) if node is None else _copied(path, file, node)
-        stored.update({ref.name: _Stored(ref, memory) for ref in refs})
+        if node is not None:
+            stored.update(copied(path, file, refs, node))
+        elif refs:
+            memory = mapped(path, file)
+            stored.update({ref.name: Stored(ref, memory) for ref in refs})
     return Tensors(stored, framework, node, tuple(notes))
 
 
-def chosen_files(finished: Finished, rank: int, numa: int | None) -> tuple[RecordedFile, ...]:
-    """Return the files of a rank, and of a NUMA part where one is asked for."""
+def chosen_files(finished: Finished, rank: int) -> tuple[RecordedFile, ...]:
+    """Return the files of a rank; Refused names the ranks that there are."""
     ranks = sorted({file.rank for file in finished.files})
     if rank not in ranks:
         raise Refused(
@@ -150,18 +142,37 @@ def chosen_files(finished: Finished, rank: int, numa: int | None) -> tuple[Recor
             where=str(finished.root),
             hint=f"it has ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else "it has rank 0",
         )
-    of_rank = [file for file in finished.files if file.rank == rank]
+    return tuple(file for file in finished.files if file.rank == rank)
+
+
+def numa_part(file: RecordedFile, name: str) -> int | None:
+    """Return the NUMA part that a tensor is of, None where it is of all of them.
+
+    kt-kernel's names say it: blk.0.ffn_up_exps.3.numa.1.weight.
+    """
+    found = _NUMA_NAME.search(name)
+    return file.numa if found is None else int(found[1])
+
+
+def chosen_tensors(
+    finished: Finished, files: Sequence[RecordedFile], numa: int | None
+) -> list[tuple[RecordedFile, tuple[TensorRef, ...]]]:
+    """Return the tensors of each file, those of one NUMA part where one is asked for."""
+    tensors = [(file, _tensors(finished.root / file.name, file)) for file in files]
     if numa is None:
-        return tuple(of_rank)
-    parts = sorted({file.numa for file in of_rank if file.numa is not None})
+        return tensors
+    parts = {numa_part(file, ref.name) for file, refs in tensors for ref in refs} - {None}
     if numa not in parts:
-        has = f"NUMA parts {parts[0]} to {parts[-1]}" if parts else "no NUMA parts"
+        has = ", ".join(str(part) for part in sorted(part for part in parts if part is not None))
         raise Refused(
             f"the output has no NUMA part {numa!r:.40}",
             where=str(finished.root),
-            hint=f"a {finished.layout} output of {len(ranks)} ranks: it has {has}",
+            hint=f"a {finished.layout} output: it has NUMA parts {has or '(none)'}",
         )
-    return tuple(file for file in of_rank if file.numa in (numa, None))
+    return [
+        (file, tuple(ref for ref in refs if numa_part(file, ref.name) in (numa, None)))
+        for file, refs in tensors
+    ]
 
 
 def expert_map(dst: Name, rank: int = 0) -> tuple[int, ...]:
@@ -192,39 +203,6 @@ def _tensors(path: Path, file: RecordedFile) -> tuple[TensorRef, ...]:
     return header.tensors
 
 
-def _mapped(path: Path, file: RecordedFile) -> mmap.mmap:
-    """Return a private mapping of a whole file, writable without changing the file."""
-    descriptor = open_regular(path, file.name)
-    try:
-        # No reservation: pages that nobody writes take no memory, and a file may be larger than it.
-        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
-        return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except (OSError, ValueError) as error:
-        raise Refused(f"the file cannot be mapped: {error}", where=str(path)) from error
-    finally:
-        os.close(descriptor)
-
-
-def _copied(path: Path, file: RecordedFile, node: int) -> mmap.mmap:
-    """Return memory of a NUMA node that holds the bytes of a whole file."""
-    memory = bound_memory(file.nbytes, node).memory
-    view = memoryview(memory)
-    descriptor = open_regular(path, file.name)
-
-    def copy(at: int) -> int:
-        return read_range(descriptor, file.name, at, view[at : at + COPY_NBYTES])
-
-    try:
-        starts = range(0, file.nbytes, COPY_NBYTES)
-        copied = sum(count for _, count in in_threads(copy, starts, COPY_THREADS))
-    finally:
-        os.close(descriptor)
-        view.release()
-    if copied != file.nbytes:
-        raise VerifyFailed("the file became shorter while it was read", where=str(path))
-    return memory
-
-
 def _check_memory(nbytes: int) -> None:
     free = memory_limit()
     if nbytes > free:
@@ -234,7 +212,7 @@ def _check_memory(nbytes: int) -> None:
         )
 
 
-def _read_ahead(stored: _Stored) -> None:
+def _read_ahead(stored: Stored) -> None:
     """Ask the kernel to begin reading a large tensor."""
     ref = stored.ref
     if ref.nbytes < READ_AHEAD_NBYTES or not hasattr(mmap, "MADV_WILLNEED"):
@@ -244,7 +222,7 @@ def _read_ahead(stored: _Stored) -> None:
         stored.memory.madvise(mmap.MADV_WILLNEED, start, ref.offset + ref.nbytes - start)
 
 
-def _torch_tensor(stored: _Stored) -> Any:
+def _torch_tensor(stored: Stored) -> Any:
     """Return torch's view [shape] of a tensor's bytes."""
     import torch
 
@@ -258,7 +236,7 @@ def _torch_tensor(stored: _Stored) -> Any:
     return found.reshape(ref.shape)
 
 
-def _numpy_array(stored: _Stored) -> Any:
+def _numpy_array(stored: Stored) -> Any:
     """Return numpy's view [shape] of a tensor's bytes."""
     ref = stored.ref
     dtype = numpy_dtype(ref.dtype)

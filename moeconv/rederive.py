@@ -16,7 +16,9 @@ import xxhash
 
 from moeconv.arrange import OutTensor
 from moeconv.codecs import CODECS
+from moeconv.codecs.amx import FORMS, encode
 from moeconv.codecs.base import Tile, Window, block_of, grow, part_slice
+from moeconv.element_bits import BITS, bits_of, rounded_bits, show
 from moeconv.layouts.base import Draft, Fill
 from moeconv.plan import Plan
 from moeconv.store.reader import Reader
@@ -31,9 +33,6 @@ Array = npt.NDArray[Any]
 BLOCK_NBYTES = 64 << 20  # of float32 values that one thread derives at once
 NBYTES_PER_ELEMENT = 40  # what a reference, its result, and what is compared hold meanwhile
 SEED = 0x6D6F65636F6E76  # of the choice of samples: "moeconv"
-
-BITS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-CANONICAL_NAN = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000}
 
 
 class Unit(NamedTuple):
@@ -133,10 +132,9 @@ class Deriver:
         file = self._plan.files[unit.file]
         tensor = file.tensors[unit.tensor]
         draft = tensor.draft
-        if draft.constant is not None:
-            fills: tuple[Fill | None, ...] = (None,)
-        else:
-            fills = draft.fills
+        if draft.encode:
+            return self._check_encoded(file.name, tensor)
+        fills: tuple[Fill | None, ...] = (None,) if draft.constant is not None else draft.fills
         elements = 0
         problem = ""
         for fill in fills:
@@ -152,6 +150,23 @@ class Deriver:
         if elements != whole and not problem:
             problem = f"the plan fills {elements} of the {whole} elements of {draft.name}"
         return Checked(elements, elements * DTYPE_BITS[draft.dtype] // 8, problem)
+
+    def _check_encoded(self, name: str, tensor: OutTensor) -> Checked:
+        """Return how a packed tensor compares: its one fill, rounded to BF16 and encoded."""
+        draft = tensor.draft
+        (fill,) = draft.fills
+        place = self._plan.model.places[_key(fill, 0)]
+        bits = self._values("BF16", place, source_rows(place, fill), fill)
+        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        packed, scales = encode(values, FORMS[draft.encode])
+        expected = packed if draft.part == "weight" else scales.view(np.uint8)
+        there = np.empty(tensor.nbytes, np.uint8)
+        self._output.read_into(name, tensor.offset, there)
+        width = DTYPE_BITS[draft.dtype]
+        derived, stored = (side.view(BITS[width]).reshape(1, -1) for side in (expected, there))
+        found = _compare(derived, stored, draft, None, range(1))
+        difference = _words(draft, fill, 0, found) if found is not None else ""
+        return Checked(stored.size, tensor.nbytes, difference)
 
     def _row_blocks(self, draft: Draft, fill: Fill | None, slot: int) -> Iterator[range]:
         """Yield the rows that a fill owns, counted from its first, a block at a time."""
@@ -252,25 +267,6 @@ def source_rows(place: Place, fill: Fill) -> Array:
     return taken
 
 
-def bits_of(tensor: torch.Tensor) -> Array:
-    """Return the bits of a tensor's elements, [rows, cols] unsigned of the same width."""
-    import torch
-
-    signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    found = tensor.contiguous().view(signed[tensor.element_size()]).numpy()
-    bits: Array = found.view(BITS[tensor.element_size() * 8])
-    return bits
-
-
-def rounded_bits(values: torch.Tensor, dtype: str) -> Array:
-    """Return the bits of float32 values rounded once by torch, every NaN the canonical one."""
-    import torch
-
-    bits = bits_of(values.to(torch_dtype(dtype)))
-    bits[torch.isnan(values).numpy()] = CANONICAL_NAN[dtype]
-    return bits
-
-
 def _constant_bits(draft: Draft) -> Array:
     import torch
 
@@ -309,13 +305,3 @@ def _words(draft: Draft, fill: Fill | None, slot: int, found: _Differing) -> str
         f"{found.col}) is {show(found.there, draft.dtype)}, the source gives "
         f"{show(found.derived, draft.dtype)}"
     )
-
-
-def show(bits: int, dtype: str) -> str:
-    """Return an element as number and bits: 1.5 (0x3FC0)."""
-    import torch
-
-    width = DTYPE_BITS[dtype]
-    raw = np.array([bits], BITS[width]).view(np.uint8)
-    value = torch.from_numpy(raw).view(torch_dtype(dtype))
-    return f"{value.item()!r} (0x{bits:0{width // 4}X})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from moeconv import load as loading
 from moeconv import numa
 from moeconv.errors import Refused, UsageError, VerifyFailed
 from moeconv.load import expert_map, load
@@ -21,6 +21,8 @@ from moeconv.store.safetensors import build_header
 from moeconv.types import DTYPE_BITS, element_count
 from tests.outputs import convert, flip, rewrite_manifest
 
+# The package's `load` is the function.
+loading = importlib.import_module("moeconv.load")
 GPTOSS = "checkpoints/gptoss-mxfp4"
 # Every dtype that torch has, in falling size, so that each is aligned.
 DTYPES = [
@@ -186,7 +188,7 @@ def test_a_rank_that_is_not_there(rank: int, tp2ep: Path, hf: Path) -> None:
 def test_what_cannot_be_asked_for(tp2ep: Path) -> None:
     with pytest.raises(Refused, match="no NUMA part 0") as caught:
         load(tp2ep, numa=0)
-    assert "no NUMA parts" in caught.value.hint
+    assert "NUMA parts (none)" in caught.value.hint
     with pytest.raises(UsageError, match="NUMA part"):
         load(tp2ep, bind=True)
     with pytest.raises(UsageError, match="framework 'jax'"):
@@ -236,12 +238,34 @@ def test_numa_parts(tmp_path: Path) -> None:
         assert f"its part lies on node {bound.bound_node}" in note
     with pytest.raises(Refused, match="no NUMA part 2") as caught:
         load(dst, numa=2)
-    assert "NUMA parts 0 to 1" in caught.value.hint
+    assert "NUMA parts 0, 1" in caught.value.hint
+
+
+def test_numa_parts_by_name(tmp_path: Path) -> None:
+    """As kt-kernel names them: several parts in one file, each copied alone."""
+    tensors = rows(
+        *(
+            (f"blk.0.ffn_up_exps.{expert}.numa.{part}.{kind}", dtype, shape)
+            for part in (0, 1)
+            for expert in (0, 1)
+            for kind, dtype, shape in (("weight", "I8", (4100,)), ("scale", "F32", (3,)))
+        )
+    )
+    # aligned, as a layout lays them out
+    tensors.sort(key=lambda row: -DTYPE_BITS[row[1]])
+    dst = made_by_hand(tmp_path / "x", {"a.safetensors": (tensors, None)})
+    expected = load_file(dst / "a.safetensors")
+    bound = load(dst, numa=1, bind=True)
+    assert sorted(bound) == sorted(name for name in expected if ".numa.1." in name)
+    assert list(bound) == list(load(dst, numa=1))
+    assert all(same(bound[name], expected[name]) for name in bound)
+    with pytest.raises(Refused, match="no NUMA part 2"):
+        load(dst, numa=2)
 
 
 def test_binding_needs_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dst = made_by_hand(tmp_path / "x", {"0.safetensors": (rows(("w", "F32", (4,))), 0)})
-    monkeypatch.setattr(loading, "memory_limit", lambda: 100)
-    with pytest.raises(Refused, match="100 B are free"):
+    monkeypatch.setattr(loading, "memory_limit", lambda: 10)
+    with pytest.raises(Refused, match="copies 16 B into memory; 10 B are free"):
         load(dst, numa=0, bind=True)
     assert set(load(dst, numa=0)) == {"w"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from moeconv import rederive
 from moeconv.codecs.base import Window
+from moeconv.element_bits import rounded_bits
 from moeconv.errors import UsageError, VerifyFailed
 from moeconv.finished import read_finished
 from moeconv.kernels.cpu import KERNELS, Counts
-from moeconv.rederive import choose_units, rounded_bits, slots_of
+from moeconv.rederive import choose_units, slots_of
 from moeconv.store.safetensors import read_header
 from moeconv.verify import Effort, recorded_plan, verify
-from tests.outputs import convert, rewrite_manifest
+from tests.outputs import convert, flip, rewrite_manifest
 
 ONE = Effort(jobs=1)
 GPTOSS = "checkpoints/gptoss-mxfp4"
 MIXTRAL = "vllm/mixtral/hf"
+KT = "ktransformers/bf16"
 QWEN = "vllm/qwen3_moe/hf"
 
 # What conversions are like: every way in which an output may be cut, placed and padded.
@@ -47,6 +51,10 @@ CONVERSIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "groups along columns": ("checkpoints/qwen3moe-gptq-int4-g128", {"layout": "vllm", "dp": 2}),
     "packed rows": ("checkpoints/qwen3moe-awq-int4-g32", {"layout": "vllm", "tp": 2}),
     "two scales": ("checkpoints/qwen3moe-nvfp4-modelopt-dev", {"layout": "vllm", "tp": 2}),
+    "packed for AMX, 4 bits": (KT, {"layout": "ktransformers", "dtype": "int4"}),
+    "packed for AMX, 8 bits": (KT, {"layout": "ktransformers", "dtype": "int8", "numa": 1}),
+    "raw for kt-kernel": (KT, {"layout": "ktransformers", "dtype": "bf16"}),
+    "as stored": ("checkpoints/deepseekv3-fp8-block128", {"dtype": "keep"}),
     "one scale": ("checkpoints/mixtral-fp8-tensor-modelopt", {}),
 }
 
@@ -123,6 +131,45 @@ def test_swapped_gate_and_up_are_found(fixtures: Path, tmp_path: Path) -> None:
     (problem,) = report.problems  # one slot of one tensor: gate, named first
     assert "'model.layers.0.block_sparse_moe.experts.routed_experts.w13_weight'" in problem.what
     assert "gate of expert 1" in problem.what
+
+
+FORGED = {
+    "a packed weight": (KT, {"layout": "ktransformers", "dtype": "int4"}, ".numa.1.weight"),
+    "a packed scale": (KT, {"layout": "ktransformers", "dtype": "int8"}, ".numa.1.scale"),
+    "a stored scale": ("checkpoints/deepseekv3-fp8-block128", {"dtype": "keep"}, "_scale_inv"),
+    "a constant": (GPTOSS, {"layout": "vllm", "tp": 2}, "routed_experts.w2_bias"),
+    "padding": (
+        MIXTRAL,
+        {"layout": "vllm", "tp": 2, "pad_hidden": 96, "experts_only": True},
+        "w13_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_one_bit_under_a_right_digest_is_found(name: str, fixtures: Path, tmp_path: Path) -> None:
+    """As if that bit had been written: of the last byte of a tensor, in the last file with one."""
+    source, options, ending = FORGED[name]
+    dst = convert(fixtures / source, tmp_path / "out", **options)
+    refs = [
+        (path, ref)
+        for path in sorted(dst.glob("*.safetensors"))
+        for ref in read_header(path, path.name).tensors
+        if ref.name.endswith(ending)
+    ]
+    path, ref = refs[-1]
+    flip(path, ref.offset + ref.nbytes - 1)
+    files = json.loads(json.dumps(read_finished(dst).facts["files"]))
+    data = path.read_bytes()
+    for file in files:
+        for segment in file["segments"] if file["name"] == path.name else ():
+            begin, nbytes = segment[:2]
+            segment[2] = xxhash.xxh3_128_hexdigest(data[begin : begin + nbytes])
+    rewrite_manifest(dst, files=files)
+    assert verify(dst, effort=ONE).ok
+    (problem,) = verify(dst, fixtures / source, effort=ONE).problems
+    assert f"'{ref.name}'" in problem.what and ": 1 elements differ" in problem.what
+    assert problem.where == path.name
 
 
 def test_not_a_number_and_friends(fixtures: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SHOWN_TENSORS = 3
 DEFAULT_MEMORY_NBYTES = 1 << 30
+OTHER_FILES = 64  # that a process has open besides
 
 Name = str | PathLike[str]
 
@@ -231,12 +232,14 @@ class _Deep:
 
     def run(self, effort: Effort, findings: Findings) -> Rederived:
         """Derive and compare; return how much."""
+        from moeconv.execute import raise_open_files
         from moeconv.rederive import Deriver, block_nbytes_within
 
         tensors: set[tuple[int, int]] = set()
         elements = nbytes = 0
         block_nbytes = block_nbytes_within(effort.memory_nbytes, effort.threads)
         paths = {file.name: self.root / file.name for file in self.plan.files}
+        raise_open_files(len(paths) + len(self.plan.model.source.files) + OTHER_FILES)
         with Reader(self.plan.model.source.files) as source, Reader(paths) as output:
             deriver = Deriver(self.plan, source, output, block_nbytes)
             for unit, checked in in_threads(deriver.check, self.units, effort.threads):

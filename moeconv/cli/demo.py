@@ -27,7 +27,11 @@ def demo_command(values: Mapping[str, Json]) -> int:
             )
         return _run(directory, Printer(values))
     with tempfile.TemporaryDirectory(prefix="moeconv-demo-") as made:
-        return _run(Path(made), Printer(values))
+        printer = Printer(values)
+        code = _run(Path(made), printer)
+        printer.line()
+        printer.line(f"{made} is removed now; moeconv demo DIR keeps what it makes")
+        return code
 
 
 def command_lines(directory: Path) -> list[list[str]]:

@@ -21,6 +21,10 @@ def inspect_command(values: Mapping[str, Json]) -> int:
     found = examine(path) if path.is_dir() else None
     if found is not None and found.state in ("finished", "unfinished"):
         from moeconv.cli.output_report import describe_output
+        from moeconv.finished import read_finished
+
+        if found.state == "finished":
+            read_finished(path)  # a damaged manifest is not to be believed
 
         facts = describe_output(path, found)
         printer.json(facts)
@@ -110,7 +114,7 @@ def print_output(facts: Json, printer: Printer) -> None:
             ("state", state),
             ("layout", f"{facts['layout']}{', a part of the model' if facts['partial'] else ''}"),
             ("family", facts["family"] or ""),
-            ("ranks", str(facts["ranks"]) if facts["layout"] != "hf" else ""),
+            ("ranks", str(facts["ranks"]) if facts["layout"] == "vllm" else ""),
             ("options", options_text(facts["options"])),
             ("files", f"{len(files):,}, {human(facts['nbytes'])}"),
             ("experts", _counts(facts["experts"])),

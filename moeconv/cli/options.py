@@ -45,11 +45,6 @@ DTYPE_NAMES = tuple(dict.fromkeys(dtype for layout in LAYOUTS for dtype in layou
 DENSE_NAMES = (*DTYPES, "keep")
 
 _RANKS = "Ranks (vllm)"
-_NUMA = (
-    (Row("numa", "number", "NUMA parts (ktransformers). (default: 2)"),)
-    if "ktransformers" in LAYOUT_NAMES
-    else ()
-)
 _PART = "Part of the model"
 _SOURCE = "Source"
 _RUN = "Running"
@@ -91,9 +86,7 @@ SHAPE: tuple[Row, ...] = (
         "max_file_size",
         "size",
         "Of one output file. (default: 5GB (hf), one file per rank (vllm), per layer"
-        " (ktransformers))"
-        if _NUMA
-        else "Of one output file. (default: 5GB (hf), one file per rank (vllm))",
+        " (ktransformers))",
     ),
     Row(
         "nonfinite",
@@ -102,7 +95,7 @@ SHAPE: tuple[Row, ...] = (
         " of the source are kept and counted. (default: error)",
         choices=("error", "keep"),
     ),
-    *_NUMA,
+    Row("numa", "number", "NUMA parts (ktransformers). (default: 2)"),
     Row("tp", "number", "Tensor-parallel size; ranks = tp x dp. (default: 1)", _RANKS),
     Row("dp", "number", "Data-parallel size. (default: 1)", _RANKS),
     Row(

@@ -180,6 +180,24 @@ def test_inspect_an_output(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     assert cli("inspect", dst, "--json").json["files"][0]["state"] == "missing"
 
 
+def test_ktransformers_tells_its_launch_arguments(fixtures: Path, tmp_path: Path, cli: Cli) -> None:
+    src = fixtures / "checkpoints" / "deepseekv3-fp8-block128"
+    words = (src, tmp_path / "x", "--layout", "ktransformers", "--dtype", "int8", "--numa", "1")
+    arguments = f"--kt-weight-path {tmp_path / 'x'} --kt-method AMXINT8 --kt-threadpool-count 1"
+    assert f"  serve: {arguments}\n" in cli("plan", *words).out
+
+
+def test_a_manifest_that_was_changed_is_not_believed(
+    checkpoint: Path, tmp_path: Path, cli: Cli
+) -> None:
+    dst = tmp_path / "dst"
+    assert cli("convert", checkpoint, dst).code == 0
+    manifest = json.loads((dst / "moeconv.json").read_bytes())
+    manifest["experts"]["nan"] = 7
+    (dst / "moeconv.json").write_text(json.dumps(manifest))
+    assert cli("inspect", dst).code == 5
+
+
 def test_an_hf_output_is_inspected_as_an_output(checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     assert cli("convert", checkpoint, tmp_path / "dst").code == 0
     assert cli("inspect", tmp_path / "dst", "--json").json["layout"] == "hf"

@@ -42,7 +42,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("verify NOWHERE --sample 5%", 2, "--source"),
     ("verify NOWHERE --source SRC --sample 7", 2, "5%"),
     ("convert SRC DST --tp 2", 3, "--layout vllm"),
-    ("convert SRC DST --layout vllm --dtype keep", 3, "bf16"),
+    ("convert SRC DST --layout ktransformers --dtype fp16", 3, "bf16"),
     ("convert SRC DST --layout vllm --placement round-robin", 3, "--ep"),
     ("convert SRC DST --layout vllm --tp 3", 3, "--tp"),
     ("plan SRC DST --layout vllm --tp 3", 3, "--tp"),

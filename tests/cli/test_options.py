@@ -18,7 +18,7 @@ CONVERT_FLAGS = """
     --layout --dtype --dense-dtype --tp --dp --ep --placement --redundant-experts --expert-map
     --uneven --pad-intermediate --pad-hidden --vllm-names --ranks --layers --experts-only --include
     --exclude --config --orientation --max-file-size --nonfinite --memory --jobs --overwrite
-    --verify --progress --quiet -q --verbose -v --json
+    --numa --verify --progress --quiet -q --verbose -v --json
 """
 
 
@@ -26,13 +26,12 @@ CONVERT_FLAGS = """
 def test_the_flags_of_the_contract_are_there(command: str) -> None:
     rows = next(entry.rows for entry in COMMANDS if entry.name == command)
     flags = [flag for row in rows if not row.argument for flag in options.flags_of(row)]
-    assert sorted({*flags} - {"--numa"}) == sorted(CONVERT_FLAGS.split())
+    assert sorted(flags) == sorted(CONVERT_FLAGS.split())
 
 
 def test_every_option_of_a_conversion_is_one_of_the_library() -> None:
     names = {row.name for row in (*options.SHAPE, options.ORIENTATION)}
-    assert names | {"numa"} == set(Options.__dataclass_fields__)
-    assert ("numa" in names) == ("ktransformers" in options.LAYOUT_NAMES)
+    assert names == set(Options.__dataclass_fields__)
 
 
 def test_the_options_of_ranks_are_there() -> None:

@@ -7,20 +7,28 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from moeconv.dims import parse_dims
-from moeconv.errors import BadSource
+from moeconv.errors import BadSource, IncompleteModel
 from moeconv.families.base import Family, Rule
 from moeconv.families.gguf_names import STORED, GgufArch, Translated, find_arch, translate
 from moeconv.store.gguf import METADATA
 from moeconv.store.source import Source
-from moeconv.types import Form, Span, TensorRef, Weight
+from moeconv.types import Form, Json, Span, TensorRef, Weight
 
 _PACKED_BIAS = "_bias"  # of a tensor with several experts: gate_up_proj_bias
 
 
+_ROUTER = "ffn_gate_inp.weight"
+
+
 class Names(NamedTuple):
-    """A GGUF source translated: its tensors under Hugging Face names, which ones are left out."""
+    """A GGUF source translated: its tensors under Hugging Face names, which ones are left out.
+
+    `family`, `config`: of an architecture of which only the experts are known; else None, {}.
+    """
 
     arch: GgufArch
+    family: Family | None
+    config: Mapping[str, Json]
     tensors: Mapping[str, TensorRef]  # each by its new name, and called so
     originals: Mapping[str, TensorRef]  # new name -> as the file has it
     translated: Mapping[str, Translated]  # by new name
@@ -32,8 +40,12 @@ def translate_names(source: Source, *, experts_only: bool) -> Names:
 
     BadSource where the architecture's other tensors are not known and are wanted.
     """
-    arch = find_arch(source.extra_configs[METADATA])
-    found = translate(arch, source.tensors, experts_only=experts_only)
+    metadata = source.extra_configs[METADATA]
+    arch = find_arch(metadata)
+    apart = experts_only and not arch.verified
+    found = translate(arch, source.tensors, experts_only=apart)
+    if apart:
+        _check_routers(source, {what.layer for what in found.values()})
     originals: dict[str, TensorRef] = {}
     for name, what in found.items():
         if what.name in originals:
@@ -44,11 +56,34 @@ def translate_names(source: Source, *, experts_only: bool) -> Names:
         originals[what.name] = source.tensors[name]
     return Names(
         arch,
+        Family(arch.arch, (), STORED, "", dense=()) if apart else None,
+        _experts_config(metadata, arch.arch) if apart else {},
         {name: ref._replace(name=name) for name, ref in originals.items()},
         originals,
         {what.name: what for what in found.values()},
         tuple(ref for name, ref in source.tensors.items() if name not in found),
     )
+
+
+def _check_routers(source: Source, layers: set[int | None]) -> None:
+    """Raise for a layer that routes to experts and has none: nothing else says which layers do."""
+    for name, ref in source.tensors.items():
+        start, _, rest = name.removeprefix("blk.").partition(".")
+        if rest == _ROUTER and start.isdecimal() and int(start) not in layers:
+            raise IncompleteModel(
+                f"layer {start} has a router, '{name}', and no experts",
+                where=ref.file,
+                hint="a file of the model is missing or damaged; download it again",
+            )
+
+
+def _experts_config(metadata: Mapping[str, Json], arch: str) -> Mapping[str, Json]:
+    inner = metadata.get(f"{arch}.expert_feed_forward_length")
+    return {
+        "hidden_size": metadata.get(f"{arch}.embedding_length"),
+        "num_experts": metadata.get(f"{arch}.expert_count"),
+        "moe_intermediate_size": inner or metadata.get(f"{arch}.feed_forward_length"),
+    }
 
 
 def stored_family(family: Family) -> Family:

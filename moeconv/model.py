@@ -55,10 +55,10 @@ def build_model(
     `experts_only`: of a GGUF source, whose other tensors may be more than moeconv knows.
     Raises BadSource and its kinds for anything that no rule and no codec explains.
     """
-    config = source.config or source.extra_configs.get(NATIVE_CONFIG) or {}
-    family = find_family(config)
-    sizes = read_sizes(config, family)
     names = translate_names(source, experts_only=experts_only) if source.kind == "gguf" else None
+    config = (names and names.config) or _config(source)
+    family = (names and names.family) or find_family(config)
+    sizes = read_sizes(config, family)
     quantization = UNQUANTIZED if names else read_quantization(config, source.extra_configs)
     experts, others = group_tensors(
         names.tensors if names else source.tensors,
@@ -75,13 +75,12 @@ def build_model(
         weights = [in_model_form(weight, names) for weight in weights]
     places = _places(weights)
     expert_layers, notes = check_complete(weights, places, family, sizes)
-    dropped = tuple(
+    dropped = [
         Dropped(ref, "activation scale")
         for group in (*experts, *others)
         for ref in group.activations
-    )
-    if names:
-        dropped += tuple(Dropped(ref, "--experts-only") for ref in names.left_out)
+    ]
+    dropped += [Dropped(ref, "--experts-only") for ref in (names.left_out if names else ())]
     return Model(
         source,
         family,
@@ -89,10 +88,15 @@ def build_model(
         quantization,
         tuple(weights),
         places,
-        dropped,
+        tuple(dropped),
         expert_layers,
         (*source.notes, *found, *notes),
     )
+
+
+def _config(source: Source) -> Mapping[str, Json]:
+    native: Json = source.extra_configs.get(NATIVE_CONFIG)
+    return source.config or (native if isinstance(native, Mapping) else {})
 
 
 def find_family(config: Mapping[str, Json]) -> Family:

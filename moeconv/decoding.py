@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import PartSlice, Window, part_slice
-from moeconv.kernels.cpu import KERNELS, Counts, count_nonfinite, round_to
+from moeconv.kernels.cpu import (
+    KERNELS,
+    TURNED_KERNELS,
+    Counts,
+    copy_into,
+    count_nonfinite,
+    round_to,
+)
+from moeconv.kernels.cpu.floats import cast
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import CHUNK_NBYTES, MAX_WASTE, SMALL_SPAN_NBYTES, Reader
 from moeconv.types import DTYPE_BITS, TensorRef, Weight
@@ -123,18 +131,31 @@ def decode_window(
     weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
 ) -> Counts:
     """Fill out [rows, cols] (bits for BF16 and F16) with a decoded window; return what it holds."""
-    turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts
-    kernel = KERNELS.get(weight.codec)
-    if kernel is not None and not weight.transposed:
-        return kernel(parts, window, weight.params, dtype, out)
-    if weight.codec == "float" and kernel is not None:
-        # Element by element: decode as stored, then turn.
-        stored = np.empty(parts["weight"].shape, out.dtype)
-        flipped = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
-        counts = kernel(parts, flipped, weight.params, dtype, stored)
-        out[...] = stored.T
-        return counts
-    return _reference(weight, turned, window, dtype, out)
+    kernel = (TURNED_KERNELS if weight.transposed else KERNELS).get(weight.codec)
+    if kernel is None:
+        turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts
+        return _reference(weight, turned, window, dtype, out)
+    given = _with_float32_scales(weight, parts)
+    if not weight.transposed:
+        return kernel(given, window, weight.params, dtype, out)
+    stored = np.empty((window.cols, window.rows), out.dtype)
+    flipped = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+    counts = kernel(given, flipped, weight.params, dtype, stored)
+    copy_into(out, stored.T)
+    return counts
+
+
+def _with_float32_scales(weight: Weight, parts: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return the parts as kernels take them: 16-bit scales, whose arrays do not say which, wide."""
+    if weight.codec == "float":  # its kernel knows what the one part is
+        return parts
+    given = dict(parts)
+    for part, array in parts.items():
+        dtype = weight.parts[part].dtype
+        if dtype in ("BF16", "F16"):
+            given[part] = np.empty(array.shape, np.float32)
+            cast(array, (dtype, "F32"), given[part])
+    return given
 
 
 def _reference(

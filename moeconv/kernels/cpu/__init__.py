@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeconv.kernels.cpu import floats, mxfp4
+from moeconv.kernels.cpu import floats, fp8, mxfp4, mxfp8
 from moeconv.kernels.cpu.base import Counts, Kernel
 from moeconv.kernels.cpu.copies import copy_into, count_nonfinite
 from moeconv.kernels.cpu.floats import round_to
 
-__all__ = ["KERNELS", "Counts", "Kernel", "copy_into", "count_nonfinite", "round_to"]
+__all__ = [
+    "KERNELS",
+    "TURNED_KERNELS",
+    "Counts",
+    "Kernel",
+    "copy_into",
+    "count_nonfinite",
+    "round_to",
+]
 
-KERNELS: Mapping[str, Kernel] = {"float": floats.decode, "mxfp4": mxfp4.decode}
+KERNELS: Mapping[str, Kernel] = {
+    "float": floats.decode,
+    "fp8-block": fp8.decode_block,
+    "fp8-channel": fp8.decode_channel,
+    "fp8-tensor": fp8.decode_tensor,
+    "mxfp4": mxfp4.decode,
+    "mxfp8": mxfp8.decode,
+}
+
+# Of weights whose parts are stored [cols, rows]: window and output are as stored, too.
+TURNED_KERNELS: Mapping[str, Kernel] = {
+    "float": floats.decode,
+    "fp8-block": fp8.decode_block_turned,
+    "fp8-channel": fp8.decode_channel_turned,
+    "fp8-tensor": fp8.decode_tensor,
+    "mxfp8": mxfp8.decode_turned,
+}

@@ -27,7 +27,8 @@ class Counts(NamedTuple):
     overflow: int
 
 
-# parts, window, params, output dtype, output [rows, cols]
+# parts, window, params, output dtype, output [rows, cols]. Parts are as stored, except that BF16
+# and F16 scales come widened to float32.
 Kernel = Callable[[Mapping[str, Array], Window, Params, str, Array], Counts]
 
 # The array that holds a dtype's elements; BF16 and F16 as bits.
@@ -52,6 +53,7 @@ PAIR = nb.UniTuple(INT, 2)
 TRIPLE = nb.UniTuple(INT, 3)
 BYTES_IN = nb.Array(nb.uint8, 1, "C", readonly=True, aligned=False)
 TABLE = nb.Array(nb.uint32, 1, "C", readonly=True, aligned=False)
+FLOATS_IN = nb.Array(nb.float32, 1, "C", readonly=True, aligned=False)
 BYTES_OUT = nb.Array(nb.uint8, 1, "C", aligned=False)
 
 

@@ -29,7 +29,7 @@ from moeconv.types import Params
 
 CHUNK = 2048  # elements between two looks at the largest magnitude; 8 KiB of float32 stay in L1
 BF16, F16, F32, F64, DECODED = range(5)  # DECODED: float32 whose NaN become canonical
-_CODES = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
+CODES = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
 
 u2, u4, u8 = np.uint16, np.uint32, np.uint64
 MAGNITUDE = u4(0x7FFFFFFF)
@@ -96,6 +96,7 @@ def _widen_f32(source: Array, wide: Array) -> None:
 
 @jitable
 def widen_f64(source: Array, wide: Array) -> None:
+    """Fill float32 bits `wide` [N], NaN canonical, from float64 bits, to nearest even."""
     for i in range(wide.size):
         bits = source[i]
         magnitude = u8(bits & u8(0x7FFFFFFFFFFFFFFF))
@@ -239,7 +240,7 @@ def cast(source: Array, dtypes: tuple[str, str], out: Array) -> Counts:
     """
     check_array("source", source, ELEMENTS[dtypes[0]], source.shape)
     check_array("out", out, ELEMENTS[dtypes[1]], source.shape)
-    return _cast_checked(source, out, (_CODES[dtypes[0]], _CODES[dtypes[1]]))
+    return _cast_checked(source, out, (CODES[dtypes[0]], CODES[dtypes[1]]))
 
 
 def round_to(out_dtype: str, source: Array, out: Array) -> Counts:
@@ -249,7 +250,7 @@ def round_to(out_dtype: str, source: Array, out: Array) -> Counts:
     """
     check_array("source", source, ELEMENTS["F32"], source.shape)
     check_array("out", out, ELEMENTS[out_dtype], source.shape)
-    return _cast_checked(source, out, (DECODED, _CODES[out_dtype]))
+    return _cast_checked(source, out, (DECODED, CODES[out_dtype]))
 
 
 def _cast_checked(source: Array, out: Array, codes: Pair) -> Counts:

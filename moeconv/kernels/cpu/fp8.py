@@ -1,0 +1,250 @@
+"""FP8 with one scale per block, whatever the block: integer arithmetic, then one product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moeconv.codecs.base import Window
+from moeconv.codecs.fp8 import fp8_table
+from moeconv.kernels.cpu.base import (
+    BYTES_IN,
+    BYTES_OUT,
+    ELEMENTS,
+    FLOATS_IN,
+    INT,
+    TRIPLE,
+    Array,
+    Counts,
+    Pair,
+    Triple,
+    check_array,
+    nb,
+    rows_of,
+)
+from moeconv.kernels.cpu.cache import compiled, jitable
+from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u4, u8
+from moeconv.kernels.cpu.scaled import (
+    CHUNK,
+    are_tame,
+    bf16_of,
+    e8m0_table,
+    f4,
+    limits,
+    read_scales,
+    round_scaled,
+    spread,
+)
+from moeconv.types import Params
+
+E4M3, E5M2 = range(2)
+FORMATS = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
+U8 = np.dtype(np.uint8)
+SIGN = u4(0x80000000)
+NO_TABLE: npt.NDArray[np.float32] = np.empty(0, np.float32)
+
+
+class Job(NamedTuple):
+    """Numbers that say what to decode; a block is block_rows x block_cols elements per scale.
+
+    `wild`: the lowest magnitude of a byte that is Inf or NaN; `low`, `high`: see `limits`.
+    """
+
+    rows: int
+    cols: int
+    block_rows: int
+    block_cols: int
+    form: int
+    code: int  # of the output dtype
+    width: int  # of its elements, bytes
+    wild: int
+    low: int
+    high: int
+
+
+JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
+
+
+@jitable
+def e4m3(byte: np.uint8) -> np.float32:
+    """Return the value of a finite E4M3 byte.
+
+    Below 2^-6 it is what it exceeds the exponent 1 by: there that is the smaller of the two.
+    """
+    normal = u4(u4(u4(u4(byte) << u4(20)) & u4(0x07F00000)) + u4(120 << 23))
+    above = as_u4(f4(as_f32(u4(normal + u4(1 << 23))) - f4(2.0**-6)))
+    return as_f32(u4(min(normal, above) | u4(u4(u4(byte) << u4(24)) & SIGN)))
+
+
+@jitable
+def e5m2(byte: np.uint8) -> np.float32:
+    """Return the value of a finite E5M2 byte."""
+    normal = u4(u4(u4(u4(byte) << u4(21)) & u4(0x0FE00000)) + u4(112 << 23))
+    above = as_u4(f4(as_f32(u4(normal + u4(1 << 23))) - f4(2.0**-14)))
+    return as_f32(u4(min(normal, above) | u4(u4(u4(byte) << u4(24)) & SIGN)))
+
+
+@jitable
+def _fast_e4m3(codes: Array, scales: Array, out: Array) -> None:
+    for i in range(codes.size):
+        out[i] = bf16_of(f4(e4m3(codes[i]) * scales[i]))
+
+
+@jitable
+def _fast_e5m2(codes: Array, scales: Array, out: Array) -> None:
+    for i in range(codes.size):
+        out[i] = bf16_of(f4(e5m2(codes[i]) * scales[i]))
+
+
+@jitable
+def _are_finite(codes: Array, wild: int) -> bool:
+    top = np.uint8(0)
+    for i in range(codes.size):
+        top = max(top, np.uint8(codes[i] & np.uint8(0x7F)))
+    return bool(top < wild)
+
+
+@jitable
+def _decode_row(
+    codes: Array, scales: Array, table: Array, out: Array, scratch: Array, how: Triple
+) -> Triple:
+    """Fill the bytes `out`; return the counts. how: format, output, lowest wild byte or 0."""
+    form, code, wild = how
+    tame = _are_finite(codes, wild)
+    if tame and code == BF16:
+        if form == E4M3:
+            _fast_e4m3(codes, scales, out.view(np.uint16))
+        else:
+            _fast_e5m2(codes, scales, out.view(np.uint16))
+        return 0, 0, 0
+    values = scratch[2].view(f4)[: codes.size]
+    for i in range(codes.size):
+        values[i] = table[codes[i]]
+    return round_scaled(code, values, scales, scratch, out, tame)
+
+
+@jitable
+def _read_band(stored: Array, table: Array, scratch: Array, job: Job, cols: Pair) -> bool:
+    """Fill scratch[3] with the scales of columns `cols`; return whether all of them are tame."""
+    start, stop = cols
+    first = start // job.block_cols
+    groups = -(-stop // job.block_cols) - first
+    values = scratch[4].view(f4)[:groups]
+    width = 1 if table.size else 4
+    read_scales(stored[first * width : (first + groups) * width], table, values)
+    scales = scratch[3].view(f4)[: stop - start]
+    spread(values, job.block_cols, start - first * job.block_cols, scales, scratch[5].view(f4))
+    return are_tame(values, job.low, job.high)
+
+
+@compiled((nb.UniTuple(BYTES_IN, 2), nb.UniTuple(FLOATS_IN, 2), BYTES_OUT, TRIPLE, JOB))
+def _decode(
+    stored: tuple[Array, Array],
+    tables: tuple[Array, Array],
+    out: Array,
+    pitches: Triple,
+    job: Job,
+) -> Triple:
+    """Fill `out` and return the counts.
+
+    stored: codes and scales; tables: the values of codes, and of scales where these are bytes;
+    pitches: bytes per row of codes, scales and out.
+    """
+    scratch = np.empty((6, CHUNK), u8)
+    tame = False
+    nan = inf = over = 0
+    for start in range(0, job.cols, CHUNK):
+        stop = min(start + CHUNK, job.cols)
+        for row in range(job.rows):
+            if row % job.block_rows == 0:
+                band = stored[1][row // job.block_rows * pitches[1] :]
+                tame = _read_band(band, tables[1], scratch, job, (start, stop))
+            taken = stored[0][row * pitches[0] + start : row * pitches[0] + stop]
+            given = out[row * pitches[2] + start * job.width : row * pitches[2] + stop * job.width]
+            scales = scratch[3].view(f4)[: stop - start]
+            how = (job.form, job.code, job.wild if tame else 0)
+            found = _decode_row(taken, scales, tables[0], given, scratch, how)
+            nan, inf, over = nan + found[0], inf + found[1], over + found[2]
+    return nan, inf, over
+
+
+@cache
+def _values(dtype: str) -> npt.NDArray[np.float32]:
+    return np.array(fp8_table(dtype), f4)
+
+
+@cache
+def _job(dtype: str, out_dtype: str) -> Job:
+    """Return a job that has all but its extents."""
+    magnitudes = np.abs(_values(dtype))
+    found = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
+    low, high = limits(float(found.min()), float(found.max()), out_dtype)
+    wild = int(np.argmin(np.isfinite(magnitudes)))
+    width = ELEMENTS[out_dtype].itemsize
+    return Job(0, 0, 1, 1, FORMATS[dtype], CODES[out_dtype], width, wild, low, high)
+
+
+def decode_blocks(
+    parts: Mapping[str, Array], params: Params, block: Pair, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` [R, C] from codes [R, C] and scales [ceil R/block, ceil C/block].
+
+    Scales are float32, or E8M0 bytes. Equals codecs/fp8.py and codecs/mxfp8.py rounded once;
+    tests/kernels/test_cpu_fp8.py holds it to that.
+    """
+    rows, cols = out.shape
+    dtype, codes, scales = str(params["dtype"]), parts["weight"], parts[str(params["scale"])]
+    block_rows, block_cols = (max(extent, 1) for extent in block)
+    bytewise = scales.itemsize == 1
+    check_array("out", out, ELEMENTS[out_dtype], (rows, cols))
+    check_array("codes", codes, U8, (rows, cols))
+    kind = U8 if bytewise else ELEMENTS["F32"]
+    check_array("scales", scales, kind, (-(-rows // block_rows), -(-cols // block_cols)))
+    given, taken, scale = rows_of(out), rows_of(codes), rows_of(scales)
+    job = _job(dtype, out_dtype)._replace(
+        rows=rows, cols=cols, block_rows=block_rows, block_cols=block_cols
+    )
+    tables = (_values(dtype), e8m0_table() if bytewise else NO_TABLE)
+    pitches = (taken.pitch, scale.pitch, given.pitch)
+    return Counts(*_decode((taken.memory, scale.memory), tables, given.memory, pitches, job))
+
+
+def decode_block(
+    parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` [R, C]; one scale per block_rows x block_cols."""
+    block = (int(params["block_rows"]), int(params["block_cols"]))
+    return decode_blocks(parts, params, block, out_dtype, out)
+
+
+def decode_channel(
+    parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` [R, C]; one scale per row."""
+    return decode_blocks(parts, params, (1, window.cols), out_dtype, out)
+
+
+def decode_tensor(
+    parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` [R, C]; one scale."""
+    return decode_blocks(parts, params, (window.rows, window.cols), out_dtype, out)
+
+
+def decode_block_turned(
+    parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` from parts stored [cols, rows]: out, window and blocks are turned, too."""
+    block = (int(params["block_cols"]), int(params["block_rows"]))
+    return decode_blocks(parts, params, block, out_dtype, out)
+
+
+def decode_channel_turned(
+    parts: Mapping[str, Array], window: Window, params: Params, out_dtype: str, out: Array
+) -> Counts:
+    """Fill `out` from parts stored [cols, rows], like out and window; one scale per column."""
+    return decode_blocks(parts, params, (window.rows, 1), out_dtype, out)

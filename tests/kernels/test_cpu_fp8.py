@@ -1,0 +1,291 @@
+"""The FP8 and MXFP8 kernels: every byte under every kind of scale, every shape of block."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeconv.codecs.base import Window
+from moeconv.errors import ShapeMismatch
+from moeconv.kernels.cpu import KERNELS, Counts, fp8
+from moeconv.types import Params
+from tests.kernels.oracle import as_numpy, check
+
+FORMATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+SCALES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U8": torch.uint8,
+}
+
+
+def around(bits: int) -> list[int]:
+    return [bits - 1, bits, bits + 1]
+
+
+def special_scales() -> torch.Tensor:
+    """Return float32 [N]: every exponent, the edges of both ways through the kernel, noise."""
+    powers = [exponent << 23 for exponent in range(1, 255)]
+    edges = [0, 1, 2, 0x00400000, 0x007FFFFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000]
+    # 2^-126 over the smallest number, 2^127 and 2^15 over the largest, of E4M3 and of E5M2
+    for exponent in (-117, -110, 118, 111, 6, -1):
+        edges += around((exponent + 127) << 23)
+    noise = np.random.default_rng(3).integers(0, 1 << 32, 200).tolist()
+    bits = np.array([*powers, *edges, *(bit | 1 << 31 for bit in edges), *noise], np.uint32)
+    return torch.from_numpy(bits.view(np.float32))
+
+
+def codes(shape: tuple[int, ...], dtype: str, seed: int = 0) -> torch.Tensor:
+    found = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return torch.from_numpy(found).view(FORMATS[dtype])
+
+
+def scales(shape: tuple[int, ...], dtype: str, seed: int = 1) -> torch.Tensor:
+    """Return scales, most of them ordinary; each 16th is any bits at all."""
+    rng = np.random.default_rng(seed)
+    if dtype in ("F8_E8M0", "U8"):
+        found = rng.integers(110, 135, shape, dtype=np.uint8)
+        wild = rng.integers(0, 256, shape, dtype=np.uint8)
+        chosen = np.where(rng.integers(0, 16, shape) == 0, wild, found)
+        return torch.from_numpy(chosen).view(SCALES[dtype])
+    plain = torch.from_numpy(rng.uniform(1e-4, 2.0, shape).astype(np.float32)).to(SCALES[dtype])
+    whole = torch.int32 if dtype == "F32" else torch.int16
+    bits = rng.integers(0, 1 << 32, shape, dtype=np.uint32).astype(f"u{plain.element_size()}")
+    wild_bits = torch.from_numpy(bits.view(f"i{bits.itemsize}"))
+    chosen = torch.from_numpy(rng.integers(0, 16, shape) == 0)
+    return torch.where(chosen, wild_bits, plain.view(whole)).view(SCALES[dtype])
+
+
+def every_byte(rows: int, dtype: str) -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8).repeat(rows, 1).view(FORMATS[dtype])
+
+
+def finite_bytes(rows: int, dtype: str) -> torch.Tensor:
+    found = every_byte(rows, dtype)
+    return found[:, found[0].float().isfinite()]
+
+
+def grid(rows: int, cols: int, block: tuple[int, int]) -> tuple[int, int]:
+    return -(-rows // block[0]), -(-cols // block[1])
+
+
+def params_of(form: str, block: tuple[int, int] | None = None) -> Params:
+    found: dict[str, int | str | bool | float] = {"dtype": form, "scale": "weight_scale"}
+    return found if block is None else found | {"block_rows": block[0], "block_cols": block[1]}
+
+
+def check_blocks(
+    size: tuple[int, int],
+    block: tuple[int, int],
+    kinds: tuple[str, str],
+    transposed: bool = False,
+    dtypes: tuple[str, ...] = ("BF16", "F32"),
+) -> None:
+    (rows, cols), (form, scale) = size, kinds
+    weight, by = codes(size, form), scales(grid(rows, cols, block), scale)
+    if transposed:
+        weight, by = weight.T.contiguous(), by.T.contiguous()
+    tensors = {"weight": weight, "weight_scale": by}
+    params = params_of(form, block)
+    check("fp8-block", tensors, params, transposed=transposed, dtypes=dtypes)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_byte_under_special_scales(form: str) -> None:
+    by = special_scales()[:, None]
+    tensors = {"weight": every_byte(by.shape[0], form), "weight_scale": by}
+    check("fp8-channel", tensors, params_of(form))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_finite_byte_under_special_scales(form: str) -> None:
+    """Without NaN and Inf among the codes, which decides the way through the kernel."""
+    by = special_scales()[:, None]
+    tensors = {"weight": finite_bytes(by.shape[0], form), "weight_scale": by}
+    check("fp8-channel", tensors, params_of(form))
+
+
+def test_subnormals_do_not_depend_on_the_threads_mode() -> None:
+    """A library may have set flush-to-zero: no subnormal number may meet float arithmetic."""
+    by = as_numpy(special_scales()[:, None])
+    weight = as_numpy(finite_bytes(by.shape[0], "F8_E4M3"))
+    window, params = Window(0, len(weight), 0, weight.shape[1]), params_of("F8_E4M3")
+    parts = {"weight": weight, "weight_scale": by}
+    plain, flushed = np.empty((2, *weight.shape), np.float32)
+    counts = KERNELS["fp8-channel"](parts, window, params, "F32", plain)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals")
+    try:
+        assert KERNELS["fp8-channel"](parts, window, params, "F32", flushed) == counts
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(flushed.view(np.uint32), plain.view(np.uint32))
+
+
+@pytest.mark.parametrize("scale", ["F8_E8M0", "U8"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_byte_under_every_exponent(form: str, scale: str) -> None:
+    by = torch.arange(256, dtype=torch.uint8).view(SCALES[scale])[:, None]
+    tensors = {"weight": every_byte(256, form), "weight_scale": by}
+    check("fp8-channel", tensors, params_of(form))
+
+
+def test_every_pair_of_mxfp8() -> None:
+    """Each row has one byte in all of its columns, each group of 32 its own exponent."""
+    bytewise = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 256 * 32)
+    exponents = torch.arange(256, dtype=torch.uint8).repeat(256, 1)
+    tensors = {"weight": bytewise.view(FORMATS["F8_E4M3"]), "weight_scale": exponents}
+    check("mxfp8", tensors, params_of("F8_E4M3"), dtypes=("BF16",))
+
+
+def test_hand_computed() -> None:
+    # 0x38 is 1, 0x01 the smallest, 2^-9; 0x7E is 448; 0xFF is NaN. 448 * 1.5 = 672.
+    stored = np.array([[0x38, 0x01, 0x7E, 0x80, 0xFF]], np.uint8)
+    out = np.empty((1, 5), np.uint16)
+    parts = {"weight": stored, "weight_scale": np.array([[1.5]], np.float32)}
+    params = params_of("F8_E4M3")
+    counts = KERNELS["fp8-tensor"](parts, Window(0, 1, 0, 5), params, "BF16", out)
+    assert [hex(bits) for bits in out[0]] == ["0x3fc0", "0x3b40", "0x4428", "0x8000", "0x7fc0"]
+    assert counts == Counts(1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "counts"),
+    [
+        (2.0**119, "BF16", (0, 0, 0)),  # 448 * 2^119 is below 2^128
+        (2.0**120, "BF16", (0, 1, 0)),
+        (146.25, "F16", (0, 0, 1)),  # 448 * 146.25 = 65520 rounds to Inf
+        (146.0, "F16", (0, 0, 0)),
+        (float("inf"), "F32", (1, 1, 0)),  # 0 * Inf is NaN
+        (float("nan"), "F32", (2, 0, 0)),
+    ],
+)
+def test_counts_by_hand(scale: float, dtype: str, counts: tuple[int, int, int]) -> None:
+    parts = {
+        "weight": np.array([[0x7E, 0x00]], np.uint8),
+        "weight_scale": np.array([[scale]], np.float32),
+    }
+    out = np.empty((1, 2), np.float32 if dtype == "F32" else np.uint16)
+    params = params_of("F8_E4M3")
+    assert KERNELS["fp8-channel"](parts, Window(0, 1, 0, 2), params, dtype, out) == counts
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_kinds_of_scales(form: str, scale: str) -> None:
+    check_blocks((37, 300), (16, 48), (form, scale))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [
+        ((1, 1), (128, 128)),
+        ((1, 257), (128, 128)),
+        ((257, 1), (128, 128)),
+        ((144, 160), (128, 128)),
+        ((5, 8192 + 96), (2, 128)),  # more columns than are decoded at a time
+        ((3, 8192 + 50), (1, 32)),
+        ((3, 100), (1, 16)),
+        ((7, 11), (3, 5)),
+        ((9, 9000), (4, 7)),
+        ((4, 64), (100, 1)),
+    ],
+)
+def test_shapes(size: tuple[int, int], block: tuple[int, int], transposed: bool) -> None:
+    check_blocks(size, block, ("F8_E4M3", "F32"), transposed, ("BF16", "F16", "F32"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 300)),
+    block=st.tuples(st.integers(1, 40), st.integers(1, 140)),
+    kinds=st.tuples(st.sampled_from(list(FORMATS)), st.sampled_from(list(SCALES))),
+    transposed=st.booleans(),
+)
+def test_any_blocks(
+    size: tuple[int, int], block: tuple[int, int], kinds: tuple[str, str], transposed: bool
+) -> None:
+    check_blocks(size, block, kinds, transposed)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    ("codec", "shape"), [("fp8-tensor", (1, 1)), ("fp8-channel", (50, 1)), ("mxfp8", (50, 4))]
+)
+def test_codecs(codec: str, shape: tuple[int, int], transposed: bool) -> None:
+    scale = "U8" if codec == "mxfp8" else "F32"
+    tensors = {"weight": codes((50, 100), "F8_E4M3"), "weight_scale": scales(shape, scale)}
+    if transposed:
+        tensors = {part: tensor.T.contiguous() for part, tensor in tensors.items()}
+    check(codec, tensors, params_of("F8_E4M3"), transposed=transposed)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_window_in_the_middle(transposed: bool) -> None:
+    block = (16, 32)
+    weight, by = codes((64, 200), "F8_E4M3"), scales((4, 7), "BF16")
+    if transposed:
+        weight, by = weight.T.contiguous(), by.T.contiguous()
+    tensors = {"weight": weight, "weight_scale": by}
+    window = Window(16, 48, 64, 200)
+    check(
+        "fp8-block",
+        tensors,
+        params_of("F8_E4M3", block),
+        window=window,
+        transposed=transposed,
+    )
+
+
+@pytest.mark.parametrize("size", [(0, 64), (4, 0)])
+def test_nothing(size: tuple[int, int]) -> None:
+    parts = {
+        "weight": np.empty(size, np.uint8),
+        "weight_scale": np.ones((min(size[0], 1), min(size[1], 1)), np.float32),
+    }
+    window = Window(0, size[0], 0, size[1])
+    out = np.empty(size, np.uint16)
+    params = params_of("F8_E4M3", (128, 128))
+    assert KERNELS["fp8-block"](parts, window, params, "BF16", out) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "scale", "out"),
+    [
+        ((4, 63), (1, 1), (4, 64)),
+        ((4, 64), (1, 2), (4, 64)),
+        ((4, 64), (0, 1), (4, 64)),
+        ((4, 64), (1, 1), (3, 64)),
+    ],
+)
+def test_wrong_shapes_are_refused(
+    weight: tuple[int, int], scale: tuple[int, int], out: tuple[int, int]
+) -> None:
+    parts = {"weight": np.zeros(weight, np.uint8), "weight_scale": np.zeros(scale, np.float32)}
+    params = params_of("F8_E4M3", (128, 128))
+    with pytest.raises(ShapeMismatch, match="not"):
+        KERNELS["fp8-block"](parts, Window(0, 4, 0, 64), params, "BF16", np.zeros(out, np.uint16))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+def test_inner_loops_are_vectorised() -> None:
+    """One run without a jump or call takes each format from bytes to packed products to 16 bits.
+
+    (Compiled afresh, because numba shows no assembly of what it loads from its cache.)
+    """
+    fresh = numba.njit(fp8._decode._signature, nogil=True)(fp8._decode.__wrapped__)
+    (assembly,) = fresh.inspect_asm().values()
+    straight = re.split(r"^\s+(?:j\w+|call\w*)\s.*$|^\S+:.*$", assembly, flags=re.MULTILINE)
+    wanted = (r"\sv?mulps\s", r"\sv?(?:pslld|vpternlogd)\s", r"\sv?psrld\s", r"\sv?addps\s")
+    packed = [run for run in straight if all(re.search(one, run) for one in wanted)]
+    assert len(packed) >= 2  # E4M3 and E5M2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import xxhash
@@ -14,6 +14,8 @@ from moeconv.destination import facts_of
 from moeconv.journal import Entry
 from moeconv.plan import Plan
 from moeconv.types import Json
+
+_NESTED = (Mapping, list, tuple)
 
 
 class Outcome(NamedTuple):
@@ -98,6 +100,26 @@ def accounting_facts(accounting: Accounting) -> dict[str, Json]:
 
 
 def dump_json(value: Json) -> bytes:
-    """Return a JSON file's bytes: the same for the same value, segments one to a line."""
-    lines = json.dumps(value, indent=1, ensure_ascii=False)
-    return lines.encode() + b"\n"
+    """Return a JSON file's bytes: the same for the same value, lists of plain values on a line."""
+    return "".join(_written(value, "\n")).encode() + b"\n"
+
+
+def _written(value: Json, line: str) -> Iterator[str]:
+    """Yield the text of a value; `line` is a line break and the indentation after it."""
+    inner = f"{line} "
+    if isinstance(value, Mapping) and value:
+        opening = "{"
+        for key, one in value.items():
+            yield f"{opening}{inner}{json.dumps(key, ensure_ascii=False)}: "
+            yield from _written(one, inner)
+            opening = ","
+        yield f"{line}}}"
+    elif isinstance(value, list | tuple) and any(isinstance(one, _NESTED) for one in value):
+        opening = "["
+        for one in value:
+            yield f"{opening}{inner}"
+            yield from _written(one, inner)
+            opening = ","
+        yield f"{line}]"
+    else:
+        yield json.dumps(value, ensure_ascii=False)

@@ -30,7 +30,16 @@ class Found:
 
 
 def examine(dst: Path) -> Found:
-    """Return what `dst` holds; Refused if it is no directory."""
+    """Return what `dst` holds; Refused if it is no directory, or one that cannot be read."""
+    try:
+        return _examine(dst)
+    except OSError as error:
+        raise Refused(
+            f"DST cannot be read: {error.strerror}", where=str(dst), hint="choose another directory"
+        ) from error
+
+
+def _examine(dst: Path) -> Found:
     if not dst.exists() and not dst.is_symlink():
         return Found("nothing", {})
     if not dst.is_dir():

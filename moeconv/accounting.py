@@ -69,14 +69,18 @@ def _coverage(drafts: Iterable[Draft]) -> Mapping[_Group, _Use]:
 def _weight_states(
     weight: Weight, used: Mapping[_Group, _Use], unused: Mapping[str, str], *, partial: bool
 ) -> list[State]:
-    uses = [used.get((weight.stack, weight.layer, name)) for name, _ in weight.projections]
+    held = [
+        (used.get((weight.stack, weight.layer, name)), rows)
+        for name, rows in weight.projections
+        if name not in unused or (weight.stack, weight.layer, name) in used
+    ]
+    uses = [use for use, _ in held]
     present = [use for use in uses if use is not None]
     rule = unused.get(weight.stack) or unused.get(weight.projections[0][0], "")
     if rule and not present:
         return [State(ref, "dropped", rule) for ref in weight.parts.values()]
     whole = len(present) == len(uses) and all(
-        _covers(use, weight, rows)
-        for use, (_, rows) in zip(present, weight.projections, strict=True)
+        _covers(use, weight, rows) for use, (_, rows) in zip(present, held, strict=True)
     )
     if not whole:
         if partial:
@@ -87,7 +91,7 @@ def _weight_states(
             where=ref.file,
             hint="this is a gap in the layout's table; --experts-only writes the experts alone",
         )
-    same = weight.codec in ("float", "raw") and all(
+    same = weight.codec in ("float", "raw", "repeated") and all(
         use.dtypes == {str(weight.params["dtype"])} for use in present
     )
     return [State(ref, _part_state(part, same=same)) for part, ref in weight.parts.items()]

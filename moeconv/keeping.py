@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import gcd
 
 from moeconv.codecs import CODECS
+from moeconv.codecs.base import Tile
 from moeconv.errors import Refused
 from moeconv.families.parts import split_packed_part, split_part
 from moeconv.grouping import split_layer
@@ -15,6 +17,8 @@ from moeconv.model import Dropped, Model
 from moeconv.types import Place, TensorRef, Weight
 
 PLAIN = ("float", "raw")
+REFINED = "weight_scale_inv"
+REFINED_LEAST = 32  # the finest blocks that vLLM's kernels take
 CACHE_PARTS = ("q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point")
 
 
@@ -65,7 +69,8 @@ def kept_model(model: Model, options: Options) -> Model:
             gguf = str(next(iter(weight.parts.values())).file).endswith(".gguf")
             weights += [weight] if gguf else as_stored(weight)
         elif is_quantized(weight):
-            weights += taken_apart(weight, CODECS[weight.codec].tiles(weight.params))
+            stored = CODECS[weight.codec].tiles(weight.params)
+            weights += taken_apart(weight, kept_tiles(weight, options), stored)
         else:
             weights.append(weight)
     dropped: tuple[Dropped, ...] = model.dropped
@@ -79,6 +84,35 @@ def kept_model(model: Model, options: Options) -> Model:
         for key, rows in weight.keys(slot)
     }
     return replace(model, weights=tuple(weights), places=places, dropped=dropped)
+
+
+def kept_tiles(weight: Weight, options: Options) -> Mapping[str, Tile]:
+    """Return the tiles of a weight as the layout wants them: scales on a finer grid if need be."""
+    tiles = CODECS[weight.codec].tiles(weight.params)
+    grain = refined_block(weight, options) if options.layout == "vllm" else 0
+    if not grain:
+        return tiles
+    return {**tiles, REFINED: tiles[REFINED]._replace(rows=grain, cols=grain)}
+
+
+def refined_block(weight: Weight, options: Options) -> int:
+    """Return the side of the finer blocks that vLLM gives FP8 experts whose ranks cut the blocks.
+
+    0 where it gives none. As refine_fp8_moe_block_shape of vLLM 0.32; compressed-tensors has none.
+    """
+    if not weight.is_expert or weight.codec != "fp8-block" or REFINED not in weight.parts:
+        return 0
+    inner, hidden = weight.rows // len(weight.projections), weight.cols
+    if weight.projections[0][0] == "down":
+        inner, hidden = hidden, inner
+    ranks = 1 if options.ep else options.tp * options.dp
+    block = int(weight.params["block_rows"]), int(weight.params["block_cols"])
+    mine, rest = divmod(inner, ranks)
+    whole = mine % block[0] == 0 and (ranks == 1 or mine % block[1] == 0)
+    if rest or whole or options.pad_intermediate:
+        return 0
+    grain = gcd(*block, mine, hidden)
+    return grain if grain >= REFINED_LEAST else 0
 
 
 def kept_activations(model: Model) -> Iterator[Weight]:

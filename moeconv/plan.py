@@ -12,12 +12,13 @@ from moeconv.arrange import OutFile, arrange_hf, arrange_layers, arrange_ranks
 from moeconv.digest import json_digest
 from moeconv.errors import Refused, UsageError
 from moeconv.families.config_fields import CONFIG_SECTIONS
-from moeconv.keeping import keeps_quantization, kept_model
+from moeconv.keeping import keeps_quantization, kept_model, kept_tiles
 from moeconv.layouts.base import Draft, Layouted
 from moeconv.layouts.hf import draft_hf
 from moeconv.layouts.ktransformers import KtView, draft_ktransformers
 from moeconv.layouts.options import Options
-from moeconv.layouts.vllm import View, draft_vllm
+from moeconv.layouts.vllm import draft_vllm
+from moeconv.layouts.vllm_split import View
 from moeconv.model import Model
 from moeconv.types import Json, Weight
 
@@ -72,7 +73,7 @@ class Layout(NamedTuple):
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout("hf", ("bf16", "fp16", "fp32", "keep"), False),
-    Layout("vllm", ("bf16", "fp16", "fp32"), True),
+    Layout("vllm", ("bf16", "fp16", "fp32", "keep"), True),
     Layout("ktransformers", ("int4", "int8", "bf16"), False, model=False),
 )
 
@@ -182,6 +183,9 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
         layers=sizes.layers or 0,
         tied=sizes.tied,
         config=model.source.config,
+        method=model.quantization.method,
+        held=held.places if keeps_quantization(model, options) else None,
+        tiles=kept_tiles,
     )
     return draft_vllm(view, options)
 

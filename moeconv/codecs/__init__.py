@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from moeconv.codecs.awq import Awq
 from moeconv.codecs.base import Codec
-from moeconv.codecs.floats import Floats, Raw
+from moeconv.codecs.floats import Floats, Raw, Repeated
 from moeconv.codecs.fp8 import Fp8Block, Fp8Channel, Fp8Tensor
 from moeconv.codecs.ggml import Ggml
 from moeconv.codecs.gptq import Gptq
@@ -20,6 +20,7 @@ from moeconv.codecs.packed_int import PackedInt
 _ALL: tuple[Codec, ...] = (
     Floats(),
     Raw(),
+    Repeated(),
     Mxfp4(),
     Fp8Block(),
     Fp8Channel(),

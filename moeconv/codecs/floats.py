@@ -42,7 +42,7 @@ class Floats:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Integers and truth values (routing tables, positions): copied, never decoded."""
+    """Integers and truth values (routing tables, positions): copied as they are."""
 
     name: str = "raw"
 
@@ -60,4 +60,33 @@ class Raw:
     def decode(
         self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
     ) -> torch.Tensor:
-        raise TypeError(f"{params['dtype']} is copied, not decoded")
+        """Return float32 [rows, cols]: the shapes that vLLM keeps as floating numbers."""
+        return parts["weight"].float()
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Scales of a coarse grid read as those of a finer one: each stands for `rows` x `cols`.
+
+    Made while planning, never found in a file.
+    """
+
+    name: str = "repeated"
+
+    def tiles(self, params: Params) -> Mapping[str, Tile]:
+        dtype, rows, cols = str(params["dtype"]), int(params["rows"]), int(params["cols"])
+        return {"weight": Tile((dtype,), rows=rows, cols=cols)}
+
+    def detect(self, found: Mapping[str, TensorRef], scheme: QuantScheme) -> Params | None:
+        return None
+
+    def shape(self, found: Mapping[str, TensorRef], params: Params) -> tuple[int, ...]:
+        return found["weight"].shape
+
+    def decode(
+        self, parts: Mapping[str, torch.Tensor], window: Window, params: Params
+    ) -> torch.Tensor:
+        """Return float32 [rows, cols] of stored numbers [ceil(rows/r), ceil(cols/c)]."""
+        values = parts["weight"].float().repeat_interleave(int(params["rows"]), dim=0)
+        values = values.repeat_interleave(int(params["cols"]), dim=1)
+        return values[: window.rows, : window.cols]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from moeconv.codecs.base import Tile, extent_of
 from moeconv.errors import Refused
@@ -27,10 +28,13 @@ def as_stored(weight: Weight) -> Iterator[Weight]:
         yield _raw(weight, ref, (rows, element_count(shape[1:])), ((name, Span(0, rows)),), slots)
 
 
-def taken_apart(weight: Weight, tiles: Mapping[str, Tile]) -> Iterator[Weight]:
+def taken_apart(
+    weight: Weight, tiles: Mapping[str, Tile], stored: Mapping[str, Tile]
+) -> Iterator[Weight]:
     """Yield one weight per part: [rows, cols] of stored elements, each projection with its rows.
 
-    A part that covers all rows at once belongs to every projection.
+    A part that covers all rows at once belongs to every projection. `tiles` may be finer than those
+    that are `stored`: the part's elements are then repeated.
     """
     for part, ref in weight.parts.items():
         tile = tiles[part]
@@ -40,7 +44,15 @@ def taken_apart(weight: Weight, tiles: Mapping[str, Tile]) -> Iterator[Weight]:
             for name, rows in weight.projections
         )
         turned = tile.axes in ("rc", "cr") and (tile.axes == "cr") != weight.transposed
-        yield _raw(weight, ref, extent, projections, weight.slots, transposed=turned)
+        part_weight = _raw(weight, ref, extent, projections, weight.slots, transposed=turned)
+        own = stored[part]
+        if own != tile:
+            finer = {"rows": (own.rows or 1) // (tile.rows or 1)}
+            finer["cols"] = (own.cols or 1) // (tile.cols or 1)
+            part_weight = replace(
+                part_weight, codec="repeated", params={"dtype": ref.dtype, **finer}
+            )
+        yield part_weight
 
 
 def beside(owner: Weight, part: str, ref: TensorRef) -> Weight:

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from moeconv.errors import Refused, UnrecognizedTensor
 from moeconv.layouts.base import Draft, Fill, Layouted
 from moeconv.layouts.hf import weight_dtype
+from moeconv.layouts.keep import Keeper, shares_blocks, unused_parts
+from moeconv.layouts.keep_extras import Joined, kept_scalars
 from moeconv.layouts.options import Options
 from moeconv.layouts.partition import (
     Part,
     Rank,
     all_ranks,
     divisors,
-    even,
-    heads,
-    kv_heads,
     mapped_experts,
-    padded,
     place_experts,
-    vocab,
-    whole,
 )
 from moeconv.layouts.vllm_rows import TESTED, Architecture, Piece, Row
+from moeconv.layouts.vllm_split import Splitter, View
 from moeconv.layouts.vllm_tables import ARCHITECTURES, GENERIC
-from moeconv.types import Json, Key, Place, Span
+from moeconv.types import Key, Place, Span
 
-
-class View(NamedTuple):
-    """What the layout needs of a model."""
-
-    family: str
-    places: Mapping[Key, Place]
-    expert_layers: Mapping[tuple[str, int], int]
-    heads: int
-    kv_heads: int
-    layers: int
-    tied: bool
-    config: Mapping[str, Json]
+WRAPPED = "model.language_model."
+VISION = ("model.visual", "visual")
+VISION_RULE = "the vision tower is not part of the text model's state"
 
 
 def draft_vllm(view: View, options: Options) -> Layouted:
@@ -64,9 +51,11 @@ def draft_vllm(view: View, options: Options) -> Layouted:
         "experts": _expert_facts(view, options),
     }
     notes = []
+    if architecture.wrapper and is_wrapped(view) and not options.experts_only:
+        notes.append("the vision tower is left out: serve with --language-model-only")
     if options.dp > 1:
         notes.append("vLLM's own sharded_state loader addresses tensor-parallel ranks only (dp 1)")
-    return Layouted(tuple(drafts), unused, facts, tuple(notes))
+    return Layouted(tuple(drafts), {**unused_parts(view), **unused}, facts, tuple(notes))
 
 
 def find_architecture(family: str, *, experts_only: bool) -> Architecture:
@@ -109,8 +98,13 @@ def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Ma
     for key, place in view.places.items():
         if experts_only and key.expert is None:
             continue
-        if key.stack.startswith("mtp"):
-            unused[key.stack] = "MTP layers are not part of vLLM's sharded state"
+        if key.stack.startswith("mtp") or key.name.startswith("mtp."):
+            name = key.stack if key.stack != "main" else key.name
+            unused[name] = "MTP layers are not part of vLLM's sharded state"
+        elif architecture.wrapper and key.stack.startswith(VISION):
+            unused[key.stack] = VISION_RULE
+        elif architecture.wrapper and key.name.startswith(tuple(f"{one}." for one in VISION)):
+            unused[key.name] = VISION_RULE
         elif key.stack != "main":
             raise Refused(
                 f"'{place.weight.name}' belongs to '{key.stack}', not to the text model",
@@ -118,7 +112,7 @@ def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Ma
             )
         elif key.name == "lm_head.weight" and view.tied:
             unused[key.name] = "tie_word_embeddings: vLLM reads the embedding"
-        elif key.name not in taken:
+        elif key.name.replace(WRAPPED, "model.", 1) not in taken:
             ref = next(iter(place.weight.parts.values()))
             raise UnrecognizedTensor(
                 f"'{ref.name}' has no row in the vllm table of {architecture.name}",
@@ -143,6 +137,11 @@ def _expert_facts(view: View, options: Options) -> list[list[int]]:
     return [list(rank_experts(rank, experts, options)) for rank in ranks]
 
 
+def is_wrapped(view: View) -> bool:
+    """Return whether the text model lies inside a vision-language model."""
+    return any(key.layer is None and key.name.startswith(WRAPPED) for key in view.places)
+
+
 class _Drafter:
     """One rank's rows -> drafts."""
 
@@ -153,6 +152,9 @@ class _Drafter:
         self.options = options
         self.architecture = architecture
         self.rank = rank
+        self.split = Splitter(view, options, rank, blocks=shares_blocks(view, options))
+        self.keeper = Keeper(self.split)
+        self.wrapped = is_wrapped(view)
         self.moe = {layer for stack, layer in view.expert_layers if stack == "main"}
 
     def drafts(self) -> Iterator[Draft]:
@@ -171,6 +173,10 @@ class _Drafter:
         routed = self.options.vllm_names == "routed" or not row.plain
         below = row.name if routed else row.plain
         name = below if layer is None else f"model.layers.{layer}.{below}"
+        if self.wrapped:
+            name = self.architecture.wrapper + name
+        if not self.applies(row, layer):
+            return
         if row.constant is not None:
             yield Draft(
                 name,
@@ -183,8 +189,8 @@ class _Drafter:
                 rank=self.rank.number,
                 layer=layer,
             )
-            return
-        if not self.applies(row, layer):
+            if name.endswith("._q_scale"):
+                yield from kept_scalars(self.view, row, name, layer, self.rank.number)
             return
         first = 0 if row.experts else None
         places = [
@@ -202,13 +208,17 @@ class _Drafter:
                 f"'{name}' needs {lost}, which the source does not have",
                 hint="the checkpoint is incomplete, or of a variant that this table does not know",
             )
-        yield self.matrix(row, layer, name, present)
+        joined = self.join(row, layer, name, present)
+        if any(self.view.keeps(place.weight) for place in present):
+            yield from self.keeper.drafts(joined)
+        else:
+            yield self.matrix(joined)
 
     def applies(self, row: Row, layer: int | None) -> bool:
         """Return whether this model, at this layer, has the row at all."""
         if row.flag and not self.view.config.get(row.flag):
             return False
-        if self.view.tied and row.pieces[0].key == "model.embed_tokens.weight":
+        if self.view.tied and row.pieces and row.pieces[0].key == "model.embed_tokens.weight":
             return False  # one storage: vLLM keeps the smaller name, lm_head.weight
         if not row.given:
             return True
@@ -217,24 +227,33 @@ class _Drafter:
 
     def key(self, row: Row, piece: Piece) -> str:
         """Return the key that a piece is read from."""
-        if self.view.tied and row.name == "lm_head.weight":
-            return "model.embed_tokens.weight"
-        return piece.key
+        tied = self.view.tied and row.name == "lm_head.weight"
+        key = "model.embed_tokens.weight" if tied else piece.key
+        if self.wrapped and row.when == "model":
+            return key.replace("model.", WRAPPED, 1) if key.startswith("model.") else key
+        return key
 
-    def matrix(self, row: Row, layer: int | None, name: str, places: Sequence[Place]) -> Draft:
-        """Return the draft of a row from the places of its pieces (of expert 0)."""
+    def join(self, row: Row, layer: int | None, name: str, places: Sequence[Place]) -> Joined:
+        """Return a row with the windows of its pieces, from their places (of expert 0)."""
         experts = None
         if row.experts:
             count = self.view.expert_layers["main", layer or 0]
             experts = rank_experts(self.rank, count, self.options)
-        windows = [
-            self.window(piece, place) for piece, place in zip(row.pieces, places, strict=True)
-        ]
+        windows = tuple(
+            self.split.window(piece, place) for piece, place in zip(row.pieces, places, strict=True)
+        )
+        return Joined(row, name, layer, tuple(places), windows, experts)
+
+    def matrix(self, joined: Joined) -> Draft:
+        """Return the draft of a row of plain weights."""
+        row, name, layer, places, windows, experts = joined
         height = sum(rows.extent for rows, _ in windows)
         width = windows[0][1].extent
         dtype = row.dtype or weight_dtype(places[0].weight, self.options)
         vector = len(places[0].weight.shape) == (2 if row.experts and _stacked(places) else 1)
         shape: tuple[int, ...] = (height,) if vector else (height, width)
+        if not row.experts and len(places[0].weight.shape) > 2:
+            shape = (height, *places[0].weight.shape[1:])  # a convolution's
         if experts is not None:
             shape = (len(experts), *shape)
         slots = 1 if experts is None else len(experts)
@@ -270,38 +289,6 @@ class _Drafter:
             )
             at += rows.extent
         return tuple(fills)
-
-    def window(self, piece: Piece, place: Place) -> tuple[Part, Part]:
-        """Return the (rows, cols) of a piece that this rank holds."""
-        rows, cols = whole(place.rows.length), whole(place.weight.cols)
-        axis, _, kind = piece.split.partition(" ")
-        if axis == "rows":
-            rows = self.part(kind, piece.key, rows.extent)
-        elif axis == "cols":
-            cols = self.part(kind, piece.key, cols.extent)
-        if piece.key == "down.bias":
-            rows = padded(rows, self.options.pad_hidden)
-        elif kind == "expert" and "bias" not in piece.key:
-            hidden = cols if axis == "rows" else rows
-            grown = padded(hidden, self.options.pad_hidden)
-            return (rows, grown) if axis == "rows" else (grown, cols)
-        return rows, cols
-
-    def part(self, kind: str, what: str, extent: int) -> Part:
-        """Return this rank's part of an axis that is split in the way `kind` names."""
-        rank, options = self.rank, self.options
-        if kind == "heads":
-            return heads(what, extent, self.view.heads, rank)
-        if kind == "kv":
-            return kv_heads(what, extent, self.view.kv_heads, rank)
-        if kind == "vocab":
-            return vocab(what, extent, rank)
-        if kind == "inter":
-            return even(what, extent, rank.tp_rank, rank.tp, pad=options.pads)
-        if options.ep:
-            return padded(whole(extent), options.pad_intermediate)
-        part = even(f"{what}: intermediate size", extent, rank.number, rank.ranks, pad=options.pads)
-        return padded(part, options.pad_intermediate)
 
 
 def _stacked(places: Iterable[Place]) -> bool:

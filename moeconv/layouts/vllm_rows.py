@@ -13,12 +13,14 @@ TESTED = ("0.32.0",)
 class Piece(NamedTuple):
     """A key (below its layer) and how ranks split it: "axis kind", "" where all hold it whole.
 
-    rows or cols; heads, kv, vocab, inter (dense, over tp), expert (over all ranks); rank0: zeros
-    elsewhere.
+    rows or cols; heads, kv, vocab, inter (dense, over tp), expert (over all ranks), keys and values
+    (heads of linear attention); rank0: zeros elsewhere. `section`: only the queries', keys' or
+    values' rows (0, 1, 2) of a linear attention's qkv.
     """
 
     key: str
     split: str = ""
+    section: int = -1
 
 
 class Row(NamedTuple):
@@ -48,6 +50,7 @@ class Architecture(NamedTuple):
     name: str
     families: tuple[str, ...]
     rows: tuple[Row, ...]
+    wrapper: str = ""  # what the text model's names begin with where a vision model holds it
     even_only: bool = False  # vLLM asserts that ranks divide the intermediate size and the experts
 
 

@@ -40,6 +40,12 @@ DENSE_MLP = (
     same("mlp.down_proj.weight", "cols inter", when="dense"),
 )
 
+SHARED_GATE = Row(
+    "mlp.experts._shared_experts._layer.expert_gate.weight",
+    (Piece("mlp.shared_expert_gate.weight"),),
+    when="moe",
+    plain="mlp.shared_expert_gate.weight",
+)
 
 MIXTRAL = Architecture(
     "MixtralForCausalLM",
@@ -62,12 +68,7 @@ QWEN2_MOE = Architecture(
         *DENSE_MLP,
         gate("mlp.gate.weight"),
         *shared("mlp.shared_expert"),
-        Row(
-            "mlp.experts._shared_experts._layer.expert_gate.weight",
-            (Piece("mlp.shared_expert_gate.weight"),),
-            when="moe",
-            plain="mlp.shared_expert_gate.weight",
-        ),
+        SHARED_GATE,
         *experts("mlp.experts"),
     ),
 )
@@ -213,6 +214,58 @@ GPT_OSS = Architecture(
     even_only=True,
 )
 
+_FULL = "self_attn.q_proj.weight"
+_LINEAR = "linear_attn.A_log"
+_QKV = "linear_attn.in_proj_qkv.weight"
+LINEAR_ATTENTION = tuple(
+    row._replace(given=_LINEAR)
+    for row in (
+        Row(
+            "linear_attn.in_proj_qkvz.weight",
+            (
+                Piece(_QKV, "rows keys", 0),
+                Piece(_QKV, "rows keys", 1),
+                Piece(_QKV, "rows values", 2),
+                Piece("linear_attn.in_proj_z.weight", "rows values"),
+            ),
+        ),
+        Row(
+            "linear_attn.in_proj_ba.weight",
+            (
+                Piece("linear_attn.in_proj_b.weight", "rows values"),
+                Piece("linear_attn.in_proj_a.weight", "rows values"),
+            ),
+        ),
+        Row(
+            "linear_attn.conv1d.weight",
+            (
+                Piece("linear_attn.conv1d.weight", "rows keys", 0),
+                Piece("linear_attn.conv1d.weight", "rows keys", 1),
+                Piece("linear_attn.conv1d.weight", "rows values", 2),
+            ),
+        ),
+        same("linear_attn.A_log", "rows values", dtype="F32"),
+        same("linear_attn.dt_bias", "rows values"),
+        same("linear_attn.norm.weight"),
+        same("linear_attn.out_proj.weight", "cols values"),
+    )
+)
+QWEN3_5_MOE = Architecture(
+    "Qwen3_5MoeForCausalLM",  # and Qwen3_5MoeForConditionalGeneration's text model
+    ("qwen3_5_moe",),
+    (
+        *MODEL,
+        *NORMS,
+        *tuple(row._replace(given=_FULL) for row in (*GQA, *QK_NORM)),
+        *LINEAR_ATTENTION,
+        gate("mlp.experts.gate.weight", plain="mlp.gate.weight"),
+        *shared("mlp.shared_expert"),
+        SHARED_GATE,
+        *experts("mlp.experts"),
+    ),
+    wrapper="language_model.",
+)
+
 ARCHITECTURES: tuple[Architecture, ...] = (
     MIXTRAL,
     QWEN2_MOE,
@@ -222,6 +275,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     GLM4_MOE,
     GPT_OSS,
     MINIMAX_M2,
+    QWEN3_5_MOE,
 )
 
 # Families without a table of their own: their experts alone, under the usual names.

@@ -17,7 +17,8 @@ import moeconv.api as api
 from moeconv.store.safetensors import read_header
 
 STATES = Path(__file__).parents[1] / "fixtures" / "vllm"
-DUMPS = sorted(path for path in STATES.glob("*/tp*.json"))
+QUANTIZED = ("qwen3_moe_fp8", "qwen3_moe_fp8_refined", "gpt_oss_mxfp4")  # in test_vllm_keep
+DUMPS = sorted(path for path in STATES.glob("*/tp*.json") if path.parent.name not in QUANTIZED)
 
 
 def read_output(directory: Path, rank: int) -> dict[str, list[object]]:

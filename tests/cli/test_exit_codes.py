@@ -157,7 +157,9 @@ def test_ctrl_c_anywhere(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("inspect", "somewhere").code == 130
 
 
-@pytest.mark.parametrize("words", [("formats",), ("formats", "--json"), ("--help",)])
+@pytest.mark.parametrize(
+    "words", [("formats",), ("formats", "--json"), ("--help",), ("--version",)]
+)
 def test_a_closed_pipe_is_no_error(words: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)

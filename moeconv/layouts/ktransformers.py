@@ -21,7 +21,8 @@ LEFT_OUT_STACK = "kt-kernel numbers its experts by the layers of the decoder"
 class Form(NamedTuple):
     """A --dtype: kt-kernel's name of it, and what both sides of a slice are a multiple of.
 
-    `encode`: the packed form's codec; "": plain BF16, which kt-kernel slices itself.
+    `encode`: the packed form's codec; "": plain BF16, which kt-kernel slices itself, and ends the
+    process where a side of a slice is no multiple.
     """
 
     dtype: str
@@ -66,7 +67,11 @@ def draft_ktransformers(view: KtView, options: Options) -> Layouted:
     facts: dict[str, Json] = {"method": form.method, "tested_kt_kernel": list(TESTED)}
     if form.encode:
         facts["numa"] = options.numa
-    return Layouted(tuple(drafts), _unused(view), facts)
+        return Layouted(tuple(drafts), _unused(view), facts)
+    counts = set.intersection(*(set(_fitting(form, *_sizes(view, layer))) for layer in layers))
+    fitting = ", ".join(str(count) for count in sorted(counts))
+    note = f"kt-kernel cuts {form.method} experts as it loads them, into parts: {fitting}"
+    return Layouted(tuple(drafts), _unused(view), facts, (note,))
 
 
 def launch_hint(facts: Mapping[str, Json], dst: str) -> str:
@@ -173,7 +178,7 @@ def _fitting(form: Form, intermediate: int, hidden: int) -> list[int]:
 def _works(form: Form, intermediate: int, hidden: int) -> str:
     counts = ", ".join(str(count) for count in _fitting(form, intermediate, hidden))
     if not form.encode:
-        return f"--dtype {form.dtype} works with any --numa" if counts else f"{form.dtype}: never"
+        return f"--dtype {form.dtype} works" if counts else f"{form.dtype}: never"
     return f"--dtype {form.dtype} works with --numa {counts}" if counts else f"{form.dtype}: never"
 
 

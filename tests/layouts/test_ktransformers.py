@@ -214,6 +214,8 @@ def test_bf16_takes_the_names_that_kt_kernel_tries_first(tmp_path: Path) -> None
     """Mixtral's block_sparse_moe.experts.0.w1 becomes mlp.experts.0.gate_proj."""
     size = Size(hidden=64, intermediate=96, experts=2)
     made = write_checkpoint(tmp_path / "src", "mixtral", size)
+    plan = api.plan(tmp_path / "src", layout="ktransformers", dtype="bf16")
+    assert plan.notes[-1].endswith("into parts: 1, 3")  # 48 rows make kt-kernel end the process
     got = convert(tmp_path / "src", tmp_path / "out", dtype="bf16")
     assert got == {
         f"model.layers.{layer}.mlp.experts.{expert}.{name}_proj.weight": (
@@ -277,6 +279,7 @@ REFUSALS = [
         "hidden size 192",
         "int8 works with --numa 1, 2, 4",
     ),
+    ("qwen3moe", (48, 64), {"dtype": "bf16"}, "hidden size 48", "bf16: never"),
     ("gptoss-bf16", (128, 128), {"dtype": "int8"}, "down.bias, gate.bias, up.bias", "hf"),
     ("qwen3moe", (128, 128), {"dtype": "fp16"}, "cannot write --dtype fp16", "int4, int8, bf16"),
     ("qwen3moe", (128, 128), {"dtype": "int8", "tp": 2}, "--tp goes with", "--layout vllm"),

@@ -7,6 +7,7 @@ what is expected is worked out here on whole tensors, without tiles, slots or wi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -42,7 +43,10 @@ PLAIN = {
 
 def names_of(file: str, case: str) -> Names:
     entry = json.loads((FIXTURES / file).read_text())[case]
-    return read_names(entry, entry.get("experts", 4))
+    names = read_names(entry, entry.get("experts", 4))
+    # transformers made some models with vision towers of full size
+    small = {name: what for name, what in names.tensors.items() if math.prod(what[1]) < 1 << 18}
+    return names._replace(tensors=small)
 
 
 def write(root: Path, names: Names, *, native: bool = False) -> Tensors:

@@ -151,6 +151,17 @@ def test_group_index_out_of_range_is_refused(group: int) -> None:
         oracle.decode("gptq", tensors, params)
 
 
+def test_a_zero_point_unlike_the_sampled_ones_is_refused_while_decoding() -> None:
+    """Planning looks at a few tensors only: any other may be of the other version, or damaged."""
+    tensors = stored(4, 32)
+    tensors["qzeros"][:] = 0x77777777
+    params = oracle.parameters("gptq", tensors, scheme(4, 32, sym=True))
+    oracle.decode("gptq", tensors, params)
+    tensors["qzeros"][-1, -1] = 0x77777778
+    with pytest.raises(BadSource, match=r"zero points \[8, 9\], not 8 alone"):
+        oracle.decode("gptq", tensors, params)
+
+
 def without(part: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in stored(4, 32).items() if k != part}
 

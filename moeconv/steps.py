@@ -58,6 +58,11 @@ class Work(NamedTuple):
         """
         return tuple(sorted({self.dtype(region) for region in self.task.regions}))
 
+    @property
+    def first_row(self) -> int:
+        """Return the row of its members at which the task begins."""
+        return self.task.members[0].rows.start
+
     def dtype(self, region: Region) -> str:
         """Return the dtype that a region is written in, or encoded from."""
         return self.draft(region).decoded
@@ -98,20 +103,34 @@ def pieces(work: Work, max_nbytes: int) -> tuple[Piece, ...]:
     length, block = _split_axis(work)
     if length <= block:
         return (whole,)
-    count = -(-nbytes // max_nbytes)
-    step = max(length // count // block, 1) * block
+    step = max(length * max_nbytes // nbytes // block, 1) * block
+    while True:
+        cut = _cut_every(work, length, step)
+        largest = max(piece_nbytes(work, piece) for piece in cut)
+        if largest <= max_nbytes or step == block:
+            return cut
+        step = max(min(step - block, step * max_nbytes // largest // block * block), block)
+
+
+def _cut_every(work: Work, length: int, step: int) -> tuple[Piece, ...]:
     return tuple(_piece(work, Span(at, min(at + step, length))) for at in range(0, length, step))
 
 
 def floor_nbytes(work: Work) -> int:
-    """Return the bytes of the smallest piece that a task can be cut into."""
-    whole = _whole(work)
+    """Return the bytes of the smallest pieces that a task can be cut into: of the largest one."""
+    whole = piece_nbytes(work, _whole(work))
     if not work.weights:
-        return piece_nbytes(work, whole)
+        return whole
     length, block = _split_axis(work)
     if length <= block:
-        return piece_nbytes(work, whole)
-    return piece_nbytes(work, _piece(work, Span(0, block)))
+        return whole
+    starts = {0, (length - 1) // block * block}
+    for region in work.task.regions:  # where a rectangle ends its padding comes along
+        for rect in region.rects:
+            last = rect.cols.stop if work.transposed else rect.rows.stop - work.first_row
+            starts.add(min(max(last - 1, 0), length - 1) // block * block)
+    cut = (_piece(work, Span(at, min(at + block, length))) for at in starts)
+    return min(whole, max(piece_nbytes(work, piece) for piece in cut))
 
 
 def _whole(work: Work) -> Piece:
@@ -149,7 +168,7 @@ def _piece(work: Work, span: Span) -> Piece:
         windows = tuple(Window(0, weight.rows, span.start, span.stop) for weight in work.weights)
         cut = [_cut_columns(region, span) for region in work.task.regions]
     else:
-        first = work.task.members[0].rows.start
+        first = work.first_row
         rows = Span(first + span.start, first + span.stop)
         windows = tuple(Window(rows.start, rows.stop, 0, weight.cols) for weight in work.weights)
         cut = [_cut_rows(region, rows) for region in work.task.regions]

@@ -301,20 +301,6 @@ def test_ranks_join_one_output(source: Path, whole: Any, tmp_path: Path) -> None
     assert convert(plan_of(source, ranks=(0,)), out).state == "finished"
 
 
-def test_ranks_count_nan_as_one_run_does(tmp_path: Path) -> None:
-    """In pieces so small that a rank needs nothing of some of them."""
-    from tests.test_main_job import all_pairs
-
-    all_pairs(tmp_path / "src")
-    options = {"layout": "vllm", "dp": 2, "uneven": "pad"}
-    plan = plan_of(tmp_path / "src", **options, tp=1)
-    convert(plan, tmp_path / "whole")
-    for rank in (0, 1):
-        ranks = plan_of(tmp_path / "src", **options, tp=1, ranks=(rank,))
-        convert(ranks, tmp_path / "out", jobs=1, memory_nbytes=2_000_000)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-
-
 def test_locked(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_after(plan_of(source), out, 3)

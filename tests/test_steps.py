@@ -143,7 +143,7 @@ def test_ranks_in_pieces_count_nan_as_one_run_does(tmp_path: Path) -> None:
     plan = api.plan(tmp_path / "src", **options)
     floor = check_memory(build_tasks(plan.weights, plan.files), plan.weights, plan.files)
     api.convert(plan, tmp_path / "whole")
-    for rank in (0, 1):
+    for rank in (1, 0):  # the last one's half has no NaN
         ranks = api.plan(tmp_path / "src", **options, ranks=(rank,))
         api.convert(ranks, tmp_path / "out", resources=Resources(memory_for(floor), 1))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -74,8 +74,15 @@ def _check_counts(counts: Mapping[tuple[str, int], int], sizes: Sizes) -> None:
                 f"{' or '.join(str(one) for one in sizes.experts)}",
                 hint="experts are missing, or config.json does not belong to these files",
             )
-    if not sizes.experts and len(set(counts.values())) > 1:
-        raise IncompleteModel(f"layers differ in their experts: {sorted(set(counts.values()))}")
+    first: dict[str, tuple[str, int]] = {}
+    for layer, count in counts.items():
+        other = first.setdefault(layer[0], layer)
+        if count != counts[other]:
+            raise IncompleteModel(
+                f"layer {_layer_text(layer)} has {count} experts, layer {_layer_text(other)} has "
+                f"{counts[other]}",
+                hint="a file of the checkpoint is missing or damaged; download it again",
+            )
 
 
 def _check_alike(grid: Grid) -> None:

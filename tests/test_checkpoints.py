@@ -143,6 +143,33 @@ def test_modelopt_rounds_its_fp8_scale_first(fixtures: Path, tmp_path: Path) -> 
     assert differing > 0
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_keys_say_which_projection_it_is(case: Case, fixtures: Path) -> None:
+    """gate is what the oracle calls gate: converting to the source's own names cannot show that."""
+    root = fixtures / "checkpoints" / case.name
+    oracle = load_file(fixtures / "oracles" / case.name / "dequantized.safetensors")
+    numbers = iter(range(1 << 30))
+    marks: dict[str, torch.Tensor] = {}
+    lands: dict[tuple[str, int | None, str], torch.Tensor] = {}
+    for file in api.plan(root).files:
+        for draft in (tensor.draft for tensor in file.tensors):
+            mark = torch.tensor([next(numbers) for _ in range(draft.slots * draft.rows)])
+            wide = mark.reshape(draft.slots, draft.rows, 1).expand(-1, -1, draft.cols)
+            stored = wide.transpose(1, 2) if draft.transposed else wide
+            marks[draft.name] = stored.reshape(draft.shape)
+            for fill in draft.fills:
+                rows = slice(fill.at_row, None, fill.row_step)
+                for slot, expert in enumerate(fill.experts or ()):
+                    key = (f"{fill.layer}", expert, fill.name)
+                    lands[key] = wide[slot, rows][: fill.own_rows]
+    for name in oracle:
+        if not name.startswith("other."):
+            _, layer, _, expert, what = name.split(".", 4)
+            found = lands[layer, int(expert), what.removesuffix(".weight")]
+            expected = case.take(marks, layer, int(expert), what)
+            assert torch.equal(found.reshape(expected.shape), expected), name
+
+
 # Published models hold these in F32; the fixtures' were cast to BF16 before they became GGUF.
 F32_ENDINGS: Mapping[str, tuple[str, ...]] = {
     "dots1": ("mlp.gate.e_score_correction_bias",),

@@ -150,6 +150,14 @@ def test_experts_of_two_kinds_have_their_own_sizes(tmp_path: Path) -> None:
         build_model(source_of(names._replace(config=config), tmp_path))
 
 
+def test_a_layer_without_its_second_kind_of_experts_is_refused(tmp_path: Path) -> None:
+    names = names_of("ernie4_5_vl_moe")
+    gone = tuple(f"layers.1.mlp.experts.{expert}." for expert in range(4, 8))
+    left = {n: what for n, what in names.tensors.items() if not any(g in n for g in gone)}
+    with pytest.raises(IncompleteModel, match=r"layer 1 has 4 experts, layer 0 has 8"):
+        build_model(source_of(names._replace(tensors=left), tmp_path))
+
+
 def test_more_experts_than_declared_are_refused(tmp_path: Path) -> None:
     names = names_of("dots1")
     config = {**names.config, "n_routed_experts": 3}

@@ -165,6 +165,25 @@ def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
         build_model(source_of(mixtral, tmp_path))
 
 
+# What the words of expert tensors hold, whatever the family: formats of transformers' modules.
+MEANINGS = {
+    **{"gate_proj": ("gate",), "up_proj": ("up",), "down_proj": ("down",)},
+    **{"w1": ("gate",), "w3": ("up",), "v1": ("up",), "w2": ("down",)},
+    **{"gate_up_proj": ("gate", "up"), "fc1": ("gate", "up"), "fc2": ("down",)},
+    **{"input_linear": ("gate", "up"), "output_linear": ("down",)},
+    **{"mlp1_weight": ("gate", "up"), "mlp2_weight": ("down",)},
+    **{"mlp1": ("gate", "up"), "mlp2": ("down",)},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_words_mean_the_same_everywhere(family: Family) -> None:
+    for rule in family.rules:
+        assert dict(rule.projections) == {word: MEANINGS[word] for word in rule.projections}
+        interleaved = "(R P)" in rule.dims
+        assert interleaved == (family.name.startswith("gpt_oss") and "{expert}" not in rule.pattern)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_patterns_are_not_ambiguous(family: Family) -> None:
     """A name fits rules of one pattern and one meaning; only the shape may decide the rest."""

@@ -90,9 +90,13 @@ class Param(NamedTuple):
         return (width, height) if turned else (height, width)
 
 
-def unused_parts(view: View) -> dict[str, str]:
+def unused_parts(view: View, *, experts_only: bool) -> dict[str, str]:
     """Return key name -> rule of the parts that vLLM may have no parameter for."""
-    names = {key.name for key in view.held or () if "/" in key.name}
+    names = {
+        key.name
+        for key in view.held or ()
+        if "/" in key.name and (key.expert is not None or not experts_only)
+    }
     return {
         name: UNUSED[part] for name in sorted(names) if (part := name.rpartition("/")[2]) in UNUSED
     }
@@ -231,11 +235,10 @@ class Keeper:
         """Return the refusal of a split through blocks, with the --tp that cut none."""
         works = [tp for tp in range(1, 65) if self.works(joined, param, tp)]
         block = " x ".join(str(size or "all") for size in (param.tile.rows, param.tile.cols))
-        tried = f"the hidden size is no multiple of --pad-hidden, or --tp {self.options.tp}"
-        what = tried if self.options.pad_hidden else f"--tp {self.options.tp}"
+        padding = " and --pad-hidden" if self.options.pad_hidden else ""
         return Refused(
-            f"{what} cuts a block of {block} (rows x cols) of '{joined.name}' "
-            f"({joined.places[0].weight.codec}, {param.part})",
+            f"blocks of {block} (rows x cols) do not fit the parts of '{joined.name}' "
+            f"({joined.places[0].weight.codec}, {param.part}) at --tp {self.options.tp}{padding}",
             hint="--dtype bf16 decodes it, for any split"
             + (f"; --tp that work with keep: {', '.join(map(str, works))}" if works else ""),
         )
@@ -252,6 +255,8 @@ class Keeper:
             ]
         except Refused:
             return False
+        if any(not rows.stop - rows.start or not cols.stop - cols.start for rows, cols in windows):
+            return False  # nothing is left for the last rank
         assert self.view.tiles is not None
         tile = self.view.tiles(joined.places[0].weight, options).get(param.part, WHOLE)
         return all(

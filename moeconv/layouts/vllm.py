@@ -10,13 +10,12 @@ from moeconv.layouts.hf import weight_dtype
 from moeconv.layouts.keep import Keeper, shares_blocks, unused_parts
 from moeconv.layouts.keep_extras import Joined, kept_scalars
 from moeconv.layouts.options import Options
-from moeconv.layouts.partition import (
-    Part,
-    Rank,
-    all_ranks,
-    divisors,
-    mapped_experts,
-    place_experts,
+from moeconv.layouts.partition import Part, Rank, all_ranks
+from moeconv.layouts.vllm_experts import (
+    check_experts,
+    expert_facts,
+    rank_experts,
+    serving_notes,
 )
 from moeconv.layouts.vllm_rows import TESTED, Architecture, Piece, Row
 from moeconv.layouts.vllm_split import Splitter, View
@@ -37,7 +36,7 @@ def draft_vllm(view: View, options: Options) -> Layouted:
     if options.experts_only:
         rows = tuple(row for row in architecture.rows if row.experts)
         architecture = architecture._replace(rows=rows)
-    _check_even(view, architecture, options)
+    check_experts(view, architecture, options)
     unused = _unused(view, architecture, experts_only=options.experts_only)
     drafts = [
         draft
@@ -48,14 +47,18 @@ def draft_vllm(view: View, options: Options) -> Layouted:
         "architecture": architecture.name,
         "tested_vllm": list(TESTED),
         "ranks": options.tp * options.dp,
-        "experts": _expert_facts(view, options),
+        **expert_facts(view, options),
     }
     notes = []
     if architecture.wrapper and is_wrapped(view) and not options.experts_only:
         notes.append("the vision tower is left out: serve with --language-model-only")
-    if options.dp > 1:
-        notes.append("vLLM's own sharded_state loader addresses tensor-parallel ranks only (dp 1)")
-    return Layouted(tuple(drafts), {**unused_parts(view), **unused}, facts, tuple(notes))
+    notes += serving_notes(view, options)
+    return Layouted(
+        tuple(drafts),
+        {**unused_parts(view, experts_only=options.experts_only), **unused},
+        facts,
+        tuple(notes),
+    )
 
 
 def find_architecture(family: str, *, experts_only: bool) -> Architecture:
@@ -70,20 +73,6 @@ def find_architecture(family: str, *, experts_only: bool) -> Architecture:
         f"the vllm layout has no table for family '{family}'",
         hint=f"families with one: {known}; any other: --experts-only",
     )
-
-
-def _check_even(view: View, architecture: Architecture, options: Options) -> None:
-    """Raise Refused where vLLM asserts that the ranks divide the experts, and they do not."""
-    if not architecture.even_only or not options.ep or options.pads:
-        return
-    ranks = options.tp * options.dp
-    for experts in view.expert_layers.values():
-        if (experts + options.redundant_experts) % ranks:
-            works = ", ".join(str(one) for one in divisors(experts))
-            raise Refused(
-                f"{experts} experts are not divided by {ranks} ranks, as {architecture.name} needs",
-                hint=f"tp x dp that work: {works}",
-            )
 
 
 def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Mapping[str, str]:
@@ -120,21 +109,6 @@ def _unused(view: View, architecture: Architecture, *, experts_only: bool) -> Ma
                 hint="--experts-only writes the experts alone",
             )
     return unused
-
-
-def rank_experts(rank: Rank, experts: int, options: Options) -> tuple[int, ...]:
-    """Return the logical experts in a rank's slots; all of them without --ep."""
-    if not options.ep:
-        return tuple(range(experts))
-    if options.expert_map is not None:
-        return mapped_experts(options.expert_map, rank, experts)
-    return place_experts(experts, rank, options.placement, options.redundant_experts)
-
-
-def _expert_facts(view: View, options: Options) -> list[list[int]]:
-    experts = max(view.expert_layers.values())
-    ranks = all_ranks(options.tp, options.dp)
-    return [list(rank_experts(rank, experts, options)) for rank in ranks]
 
 
 def is_wrapped(view: View) -> bool:
@@ -222,7 +196,8 @@ class _Drafter:
             return False  # one storage: vLLM keeps the smaller name, lm_head.weight
         if not row.given:
             return True
-        there = Key("main", layer, None, row.given.lstrip("!")) in self.view.places
+        expert = 0 if row.experts else None
+        there = Key("main", layer, expert, row.given.lstrip("!")) in self.view.places
         return there != row.given.startswith("!")
 
     def key(self, row: Row, piece: Piece) -> str:

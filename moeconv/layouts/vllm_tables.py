@@ -278,5 +278,40 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     QWEN3_5_MOE,
 )
 
-# Families without a table of their own: their experts alone, under the usual names.
-GENERIC = Architecture("experts only", (), experts("mlp.experts"))
+# Families without a table of their own: their experts alone, under the usual names. Without a gate
+# (Nemotron) w13 is up alone, as vLLM's is_act_and_mul=False has it.
+_W13, _W2 = experts("mlp.experts")
+GENERIC = Architecture(
+    "experts only",
+    (),
+    (
+        _W13._replace(given="gate"),
+        _W13._replace(pieces=(Piece("up", "rows expert"),), given="!gate"),
+        _W2,
+        Row(
+            "mlp.experts.routed_experts.w13_bias",
+            (Piece("gate.bias", "rows expert"), Piece("up.bias", "rows expert")),
+            when="moe",
+            experts=True,
+            given="gate.bias",
+            plain="mlp.experts.w13_bias",
+        ),
+        Row(
+            "mlp.experts.routed_experts.w13_bias",
+            (Piece("up.bias", "rows expert"),),
+            when="moe",
+            experts=True,
+            given="!gate.bias",
+            optional=True,
+            plain="mlp.experts.w13_bias",
+        ),
+        Row(
+            "mlp.experts.routed_experts.w2_bias",
+            (Piece("down.bias", "rank0"),),
+            when="moe",
+            experts=True,
+            optional=True,
+            plain="mlp.experts.w2_bias",
+        ),
+    ),
+)

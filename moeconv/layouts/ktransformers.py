@@ -196,14 +196,31 @@ def _packed(view: KtView, layer: int, form: Form, numa: int) -> Iterator[Draft]:
                     cols = _slice(cols, part, numa)
                 else:
                     rows = _slice(rows, part, numa)
-                fill = _fill(layer, expert, name, rows, cols)
-                base = f"blk.{layer}.ffn_{name}_exps.{expert}.numa.{part}"
                 nbytes = rows.length * cols.length * form.bits // 8
-                common = (1, rows.length, cols.length, (fill,))
-                weight = Draft(f"{base}.weight", "I8", (nbytes,), *common, layer=layer)
-                scale = Draft(f"{base}.scale", "F32", (rows.length,), *common, layer=layer)
-                yield weight._replace(encode=form.encode, part="weight")
-                yield scale._replace(encode=form.encode, part="scale")
+                yield from _pair(
+                    f"blk.{layer}.ffn_{name}_exps.{expert}.numa.{part}",
+                    _fill(layer, expert, name, rows, cols),
+                    form.encode,
+                    nbytes,
+                )
+
+
+def _pair(name: str, fill: Fill, encode: str, nbytes: int) -> Iterator[Draft]:
+    """Yield the weight and the scale that one rectangle is packed into."""
+    rows, cols, layer = fill.own_rows, fill.own_cols, fill.layer
+    for part, dtype, length in (("weight", "I8", nbytes), ("scale", "F32", rows)):
+        yield Draft(
+            f"{name}.{part}",
+            dtype,
+            (length,),
+            1,
+            rows,
+            cols,
+            (fill,),
+            layer=layer,
+            encode=encode,
+            part=part,
+        )
 
 
 def _plain(view: KtView, layer: int, form: Form, numa: int) -> Iterator[Draft]:

@@ -10,6 +10,7 @@ import numpy as np
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Codec, QuantScheme
 from moeconv.codecs.bits import PEEK, PeekingCodec
+from moeconv.codecs.nf4 import STATE
 from moeconv.errors import BadSource, IncompleteModel, UnrecognizedTensor
 from moeconv.families.parts import CARRIERS
 from moeconv.grouping import Group
@@ -19,6 +20,7 @@ from moeconv.types import FLOAT_DTYPES, Params, TensorRef
 
 SAMPLES = 8  # groups of one signature whose payloads are compared while planning
 _PEEK_NBYTES = 1 << 20  # of one payload; of larger stacked ones the first slots
+_STATE_NBYTES = 1 << 16
 _PLAIN = ("float", "raw", "ggml")  # codecs that no quantization config speaks of
 _PEEK_DTYPES = {"I32": np.int32, "I64": np.int64}
 
@@ -49,7 +51,7 @@ class Detector:
 
     def detect(self, group: Group, *, vector: bool = False) -> Detected:
         """Return the one codec that takes exactly these parts; BadSource if none or two do."""
-        scheme = QuantScheme("", {}) if vector else self.quantization.scheme(group.name)
+        scheme = QuantScheme("", {}) if vector else self._scheme(group)
         signature = (
             frozenset((part, ref.dtype, ref.shape) for part, ref in group.parts.items()),
             scheme.method,
@@ -85,6 +87,19 @@ class Detector:
                     f"like '{kind.groups[0].name}'"
                 )
         return tuple(notes)
+
+    def _scheme(self, group: Group) -> QuantScheme:
+        """Return what the config says of a group, and what bitsandbytes says beside each weight."""
+        scheme = self.quantization.scheme(group.name)
+        state = group.parts.get(STATE)
+        if state is None:
+            return scheme
+        if state.nbytes > _STATE_NBYTES:
+            raise BadSource(f"'{state.name}' has {state.nbytes} bytes of JSON", where=state.file)
+        payload = bytearray(state.nbytes)
+        self.reader.read_into(state.file, state.offset, payload)
+        text = payload.decode("utf-8", "replace")
+        return scheme._replace(values={**scheme.values, "quant_state": text})
 
     def _detect(self, group: Group, scheme: QuantScheme) -> Detected:
         parts = group.parts

@@ -21,7 +21,7 @@ from moeconv.types import TensorRef
 
 # The first run of layers in a name: a dotted prefix that ends in one of these words, a number.
 _LAYER = re.compile(
-    r"(?P<stack>(?:\w+\.)*?(?:layers|blocks|block|blk|h|mtp|mtp_layers))"
+    r"(?P<stack>(?:\w+\.)*?(?:layers|blocks|block|blk|h|mtp\w*))"
     r"\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<rest>.+)"
 )
 _EXPERT_WORD = re.compile(r"(^|\.)experts(\.|$)")
@@ -142,7 +142,7 @@ def group_tensors(
                 experts[(prefix + match.base, kind)] = group
             _add(group, "weight" if kind else match.part, ref)
             continue
-        if place.layer is not None and matcher.claims(place.rest):
+        if matcher.claims(place.rest):
             raise _unrecognized(name, ref, family)
         _add_other(others, name, place, ref)
     _check_orphans(experts.values())

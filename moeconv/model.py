@@ -59,7 +59,7 @@ def build_model(
     config = (names and names.config) or _config(source)
     family = (names and names.family) or find_family(config)
     sizes = read_sizes(config, family)
-    quantization = UNQUANTIZED if names else read_quantization(config, source.extra_configs)
+    quantization = UNQUANTIZED if names else read_quantization(source.config, source.extra_configs)
     experts, others = group_tensors(
         names.tensors if names else source.tensors,
         stored_family(family) if names else family,

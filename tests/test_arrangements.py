@@ -155,3 +155,44 @@ def test_quantized_tensors_are_decoded_where_they_lie(case: str, tmp_path: Path)
     config = "params.json" if native else "config.json"
     declared = json.loads((tmp_path / "out" / config).read_text())
     assert "quantization" not in json.dumps(declared)
+
+
+STATE = "quant_state.bitsandbytes__nf4"
+
+
+def nf4_parts(rows: int, cols: int, seed: int) -> tuple[Tensors, torch.Tensor]:
+    """Return a weight as bitsandbytes stores it, and its numbers: flat, high nibble first."""
+    generator = torch.Generator().manual_seed(seed)
+    packed = torch.randint(0, 256, (rows * cols // 2, 1), generator=generator).to(torch.uint8)
+    table = torch.sort(torch.randn(16, generator=generator)).values
+    scales = torch.rand(-(-rows * cols // 64), generator=generator)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [rows, cols]}
+    parts = {
+        "weight": packed,
+        "weight.absmax": scales,
+        "weight.quant_map": table,
+        f"weight.{STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+    codes = torch.stack((packed >> 4, packed & 15), -1).flatten().long()
+    values = table[codes] * scales.repeat_interleave(64)[: rows * cols]
+    return parts, values.reshape(rows, cols)
+
+
+def test_bitsandbytes_experts_are_decoded(tmp_path: Path) -> None:
+    """The shape of each weight stands in a payload beside it: all of them are read to plan."""
+    names = names_of("hub_names.json", "dots1")
+    skipped = ["lm_head", "gate", "self_attn", "layers.0"]
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    quantization |= {"bnb_4bit_quant_type": "nf4", "llm_int8_skip_modules": skipped}
+    config = {**names.config, "quantization_config": quantization}
+    tensors = write(tmp_path / "in", names._replace(config=config))
+    expected: Tensors = {}
+    for index, name in enumerate(sorted(names.tensors)):
+        if ".experts." in name:
+            parts, expected[name] = nf4_parts(*tensors.pop(name).shape, index)
+            tensors |= {f"{name.removesuffix('weight')}{part}": t for part, t in parts.items()}
+    save_file(tensors, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    output = convert(tmp_path / "in", tmp_path / "out", "fp32")
+    assert set(output) == set(names.tensors)
+    for name, values in expected.items():
+        assert torch.equal(bits(output[name]), bits(values)), name

@@ -26,6 +26,7 @@ def refs(names: Sequence[str]) -> dict[str, TensorRef]:
         ("layers.0.ffn.gate.bias", "layers", 0, "ffn.gate.bias"),
         ("mtp.0.enorm.weight", "mtp", 0, "enorm.weight"),
         ("mtp.layers.1.mlp.gate.weight", "mtp.layers", 1, "mlp.gate.weight"),
+        ("model.mtp_block.0.norm.weight", "model.mtp_block", 0, "norm.weight"),
         ("block.11.attn.sinks", "block", 11, "attn.sinks"),
         ("transformer.blocks.2.ffn.x", "transformer.blocks", 2, "ffn.x"),
         ("model.layers.2.mlps.1.up_proj.weight", "model.layers", 2, "mlps.1.up_proj.weight"),

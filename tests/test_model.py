@@ -187,6 +187,13 @@ REFUSALS = (
         (f"{LAYER}.0.up_proj", "F8_E4M3FNUZ"),
     ),
     Case(
+        "experts outside of any layer",
+        "dots1",
+        put("model.extra.experts.0.up_proj.weight", "BF16", 48, 64),
+        UnrecognizedTensor,
+        ("model.extra.experts.0.up_proj.weight",),
+    ),
+    Case(
         "an expert of a tensor that is no expert's",
         "dots1",
         put(f"{LAYER}.0.side_proj.weight", "BF16", 48, 64),

@@ -23,6 +23,12 @@ LINEAR_PARTS = frozenset(
         "qscale_weight",
         "scale",
         "blocks",
+        # bitsandbytes
+        "weight.absmax",
+        "weight.quant_map",
+        "weight.nested_absmax",
+        "weight.nested_quant_map",
+        "weight.quant_state.bitsandbytes__nf4",
     )
 )
 # Parts that hold the numbers; without one of them the others are orphans.
@@ -64,6 +70,9 @@ ACTIVATION_PARTS = frozenset(
 
 def split_part(name: str) -> tuple[str, str]:
     """Return (base, part) of `X.part`; part "" where the ending is not a part's name."""
+    base, dot, ending = name.rpartition(".weight.")
+    if dot and f"weight.{ending}" in LINEAR_PARTS:
+        return base, f"weight.{ending}"
     base, dot, ending = name.rpartition(".")
     if dot and (ending in LINEAR_PARTS or ending in ACTIVATION_PARTS):
         return base, ending

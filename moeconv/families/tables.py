@@ -60,7 +60,10 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "bailing_moe",
-        ("bailing_moe", "bailing_moe_v2", "bailing_moe_linear", "bailing_moe_linear_v2"),
+        (
+            *("bailing_moe", "bailing_moe_v2", "bailing_moe_linear", "bailing_moe_linear_v2"),
+            "bailing_hybrid",
+        ),
         r.PER_EXPERT,
         "inclusionAI/Ling-lite",
     ),
@@ -102,7 +105,7 @@ FAMILIES: tuple[Family, ...] = (
         r.GPT_OSS_ORIGINAL,
         "openai/gpt-oss-120b, original/",
         projections=BIASED,
-        config_fields=("experts_per_token", "swiglu_limit", "initial_context_length"),
+        config_fields=("num_experts", "experts_per_token", "initial_context_length"),
     ),
     Family(
         "longcat_flash",

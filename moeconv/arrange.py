@@ -110,15 +110,20 @@ def arrange_layers(
 
 def _pairs_kept(drafts: Sequence[Draft], max_nbytes: int | None) -> list[list[Draft]]:
     """Return the drafts per file, in order; a scale stays with the weight before it."""
+    pairs: list[list[Draft]] = []
+    for draft in drafts:
+        if pairs and draft.part == "scale" and pairs[-1][-1].part == "weight":
+            pairs[-1].append(draft)
+        else:
+            pairs.append([draft])
     bins: list[list[Draft]] = [[]]
     filled = 0
-    for draft in drafts:
-        nbytes = draft_nbytes(draft)
-        full = max_nbytes is not None and filled + nbytes > max_nbytes
-        if bins[-1] and full and draft.part != "scale":
+    for pair in pairs:
+        nbytes = sum(draft_nbytes(draft) for draft in pair)
+        if bins[-1] and max_nbytes is not None and filled + nbytes > max_nbytes:
             bins.append([])
             filled = 0
-        bins[-1].append(draft)
+        bins[-1] += pair
         filled += nbytes
     return bins
 

@@ -29,7 +29,7 @@ fix: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -rs -m '$(DEFAULT)'
+	$(BIN)/python -m pytest -rs -n 2 -m '$(DEFAULT)'
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -rs
@@ -45,7 +45,7 @@ bench: $(STAMP)
 	$(BIN)/python -m bench
 
 docs: $(STAMP)
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m moeconv.cli.reference > docs/cli.md
 
 demo: $(STAMP)
 	$(BIN)/moeconv demo

@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "moeconv.kernels": ("moeconv.kernels", "moeconv.codecs", *VALUES),
     "moeconv.kernels.cpu": ("moeconv.kernels.cpu", "moeconv.codecs", *VALUES),
     "moeconv.kernels.gpu": ("moeconv.kernels.gpu", "moeconv.codecs", *VALUES),
-    "moeconv.store": ("moeconv.store", "moeconv.gguf_config", *VALUES),
+    "moeconv.collector": (),
+    "moeconv.store": ("moeconv.store", "moeconv.gguf_config", "moeconv.collector", *VALUES),
     "moeconv.quantization": ("moeconv.quantization", "moeconv.codecs.base", *VALUES),
 }
 # Rooms that run a plan: families and layouts have done their work by then.

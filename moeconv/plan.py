@@ -16,7 +16,7 @@ from moeconv.keeping import keeps_quantization, kept_model, kept_tiles
 from moeconv.layouts.base import Draft, Layouted
 from moeconv.layouts.hf import draft_hf
 from moeconv.layouts.ktransformers import KtView, draft_ktransformers
-from moeconv.layouts.options import Options
+from moeconv.layouts.options import Options, check_values
 from moeconv.layouts.vllm import draft_vllm
 from moeconv.layouts.vllm_split import View
 from moeconv.model import Model
@@ -115,6 +115,7 @@ def _kept_facts(model: Model, options: Options) -> Mapping[str, Json]:
 
 def check_options(model: Model, options: Options) -> Layout:
     """Return the layout's row; raise where an option does not go with the layout or the model."""
+    check_values(options)
     layout = next((one for one in LAYOUTS if one.name == options.layout), None)
     if layout is None:
         names = ", ".join(one.name for one in LAYOUTS)

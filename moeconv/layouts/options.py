@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moeconv.errors import UsageError
+
 DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+# Values of the options that are words, and the least value of those that are numbers.
+WORDS: Mapping[str, tuple[str | None, ...]] = {
+    "dense_dtype": (None, *DTYPES, "keep"),
+    "placement": ("linear", "round-robin"),
+    "uneven": (None, "refuse", "pad"),
+    "vllm_names": ("routed", "plain"),
+    "orientation": (None, "in-out", "out-in"),
+    "nonfinite": ("error", "keep"),
+}
+LEAST: Mapping[str, int] = {
+    "tp": 1,
+    "dp": 1,
+    "numa": 1,
+    "redundant_experts": 0,
+    "pad_intermediate": 1,
+    "pad_hidden": 1,
+    "max_file_size": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +86,21 @@ def target_dtype(stored: str, wanted: str, *, expert: bool, plain: bool) -> str:
     if not expert and plain and stored not in ("BF16", "F16"):
         return stored
     return DTYPES[wanted]
+
+
+def check_values(options: Options) -> None:
+    """Raise UsageError for a value that its option never takes, whatever the model."""
+    for name, words in WORDS.items():
+        value = getattr(options, name)
+        if value not in words:
+            known = ", ".join(word for word in words if word is not None)
+            raise UsageError(f"--{name.replace('_', '-')} {value!r} is not one of {known}")
+    for name, least in LEAST.items():
+        value = getattr(options, name)
+        if value is None and name not in ("tp", "dp", "numa", "redundant_experts"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value!r} is not a number from {least}")
+    for name in ("include", "exclude"):
+        if isinstance(getattr(options, name), str):
+            raise UsageError(f"--{name} takes a sequence of patterns", hint="give a list of them")

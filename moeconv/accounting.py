@@ -108,6 +108,9 @@ def _covers(use: _Use, weight: Weight, rows: Span) -> bool:
     wanted: set[int | None] = {None}
     if weight.is_expert:
         wanted = {weight.expert} if weight.slots is None else set(range(weight.slots))
+    alone = use.windows.get((weight.expert,)) if weight.expert is not None else None
+    if alone is not None and _whole(alone, rows.length, weight.cols):
+        return True
     for experts, windows in use.windows.items():
         held: set[int | None] = {None} if experts is None else set(experts)
         if held & wanted and _whole(windows, rows.length, weight.cols):

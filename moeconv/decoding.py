@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import PartSlice, Window, part_slice
+from moeconv.errors import BadSource
 from moeconv.kernels.cpu import (
     KERNELS,
     TURNED_KERNELS,
@@ -130,7 +131,22 @@ def is_copy(weight: Weight, dtype: str) -> bool:
 def decode_window(
     weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
 ) -> Counts:
-    """Fill out [rows, cols] (bits for BF16 and F16) with a decoded window; return what it holds."""
+    """Fill out [rows, cols] (bits for BF16 and F16) with a decoded window; return what it holds.
+
+    BadSource for numbers that the codec refuses, with the name of the weight.
+    """
+    try:
+        return _decode(weight, parts, window, dtype, out)
+    except BadSource as error:
+        if error.where:
+            raise
+        file = next(iter(weight.parts.values())).file
+        raise type(error)(f"'{weight.name}': {error.what}", where=file, hint=error.hint) from error
+
+
+def _decode(
+    weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+) -> Counts:
     kernel = (TURNED_KERNELS if weight.transposed else KERNELS).get(weight.codec)
     if kernel is None:
         turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts

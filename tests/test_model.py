@@ -318,6 +318,22 @@ def test_gptq_zero_points_that_are_no_middle_are_refused(tmp_path: Path) -> None
         api.inspect(root)
 
 
+def test_a_zero_point_that_turns_up_while_decoding_is_named(tmp_path: Path) -> None:
+    """Planning looks at a sample; here the file changes after it looked."""
+    root = copy_with_zeros(tmp_path, lambda name: 7)
+    plan = api.plan(root)
+    (ref,) = (
+        ref
+        for name, ref in plan.model.source.tensors.items()
+        if name.endswith("experts.2.up_proj.qzeros")
+    )
+    with open(root / "model.safetensors", "r+b") as file:
+        file.seek(ref.offset + ref.nbytes - 1)
+        file.write(b"\x87")
+    with pytest.raises(BadSource, match=r"experts\.2\.up_proj\.weight': .*zero points \[8, 9\]"):
+        api.convert(plan, tmp_path / "out")
+
+
 def test_a_weight_shape_unlike_its_weight_is_refused(tmp_path: Path) -> None:
     names = names_of("kimi_k25-int4")
     source = source_of(names, tmp_path)

@@ -57,10 +57,9 @@ def _examine(dst: Path) -> Found:
 
 
 def _only_lock(directory: Path) -> bool:
-    return not directory.exists() or {entry.name for entry in directory.iterdir()} <= {
-        LOCK_NAME,
-        f"{STARTED}.partial",
-    }
+    if not directory.is_dir():
+        return not directory.exists()
+    return {entry.name for entry in directory.iterdir()} <= {LOCK_NAME, f"{STARTED}.partial"}
 
 
 def _read(path: Path) -> Mapping[str, Json] | None:

@@ -290,7 +290,8 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return the elements as integers."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.itemsize])
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(integers[tensor.itemsize])
 
 
 def files_of(directory: Path) -> dict[str, bytes]:

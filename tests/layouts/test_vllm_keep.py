@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+import moeconv
 import moeconv.api as api
 from tests.layouts.test_vllm_state import read_output
 
@@ -78,3 +80,108 @@ def test_state_is_vllms_own(source: Path, dump: Path, tmp_path: Path) -> None:
             assert found[key][:2] == [dtype, shape], key
             assert digest is None or found[key][2] == digest, key
     assert json.loads((out / "config.json").read_text()) == config
+
+
+def quantize_blocks(root: Path, source: Path, block: int) -> dict[str, torch.Tensor]:
+    """Write a model's linears as random FP8 blocks; return all of its tensors."""
+    generator = torch.Generator().manual_seed(5)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in load_file(source / "model.safetensors").items():
+        tensors[name] = value
+        if name.endswith("_proj.weight") or name.endswith("kv_a_proj_with_mqa.weight"):
+            codes = torch.randint(0, 0x7F, value.shape, generator=generator, dtype=torch.uint8)
+            tensors[name] = codes.view(torch.float8_e4m3fn)
+            grid = [-(-size // block) for size in value.shape]
+            tensors[f"{name}_scale_inv"] = torch.rand(grid, generator=generator)
+    root.mkdir()
+    save_file(tensors, root / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [block, block],
+    }
+    (root / "config.json").write_text(json.dumps(config))
+    return tensors
+
+
+def read_rank(out: Path, rank: int) -> dict[str, torch.Tensor]:
+    return load_file(out / f"model-rank-{rank}-part-0.safetensors")
+
+
+def share(value: torch.Tensor, rank: int, tp: int, dim: int = 0) -> torch.Tensor:
+    return value.chunk(tp, dim=dim)[rank]
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether dtype, shape and bits are the same."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    views = [x.contiguous().flatten().view(torch.uint8) for x in (one, other)]
+    return torch.equal(*views)
+
+
+@pytest.mark.parametrize("ep", [False, True])
+def test_fp8_mla_against_slices_by_hand(ep: bool, tmp_path: Path) -> None:
+    """No dump of vLLM has quantized MLA: slices of every part, as the BF16 rows are split."""
+    tp = 2
+    source = quantize_blocks(tmp_path / "in", STATES / "deepseek_v3" / "hf", block=8)
+    plan = api.plan(tmp_path / "in", tmp_path / "out", layout="vllm", dtype="keep", tp=tp, ep=ep)
+    api.convert(plan, tmp_path / "out")
+    assert moeconv.verify(tmp_path / "out", source=tmp_path / "in").ok
+    attention = "model.layers.1.self_attn."
+    for rank in range(tp):
+        found = read_rank(tmp_path / "out", rank)
+        assert not any(name.endswith("mla_attn.q_scale") for name in found)
+        for part in ("weight", "weight_scale_inv"):
+
+            def of(name: str, dim: int | None = None, part: str = part) -> torch.Tensor:
+                value = source[f"{name}.{part}"]
+                return value if dim is None else share(value, rank, tp, dim)  # noqa: B023
+
+            a = torch.cat([of(attention + "q_a_proj"), of(attention + "kv_a_proj_with_mqa")])
+            assert equal(found[f"{attention}fused_qkv_a_proj.{part}"], a)
+            rows = of(attention + "q_b_proj", 0)
+            assert equal(found[f"{attention}mla_attn.q_b_proj.{part}"], rows)
+            assert equal(found[f"{attention}kv_b_proj.{part}"], of(attention + "kv_b_proj", 0))
+            columns = of(attention + "o_proj", 1)
+            assert equal(found[f"{attention}mla_attn.o_proj.{part}"], columns)
+            for target, stem in (
+                ("model.layers.0.mlp.", "model.layers.0.mlp."),
+                ("model.layers.1.mlp.experts._shared_experts._layer.",) * 2,
+            ):
+                stem = stem.replace("experts._shared_experts._layer.", "shared_experts.")
+                both = torch.cat([of(f"{stem}gate_proj", 0), of(f"{stem}up_proj", 0)])
+                assert equal(found[f"{target}gate_up_proj.{part}"], both)
+                assert equal(found[f"{target}down_proj.{part}"], of(f"{stem}down_proj", 1))
+            mlp = "model.layers.1.mlp.experts."
+            w13 = found[f"{mlp}routed_experts.w13_{part}"]
+            w2 = found[f"{mlp}routed_experts.w2_{part}"]
+            first = rank * len(w13) if ep else 0
+            for slot in range(len(w13)):
+                stem = f"{mlp}{first + slot}."
+                halves = [of(f"{stem}{which}_proj", None if ep else 0) for which in ("gate", "up")]
+                assert equal(w13[slot], torch.cat(halves))
+                assert equal(w2[slot], of(f"{stem}down_proj", None if ep else 1))
+
+
+def test_awq_against_slices_by_hand(tmp_path: Path) -> None:
+    tp, root = 2, FIXTURES / "checkpoints" / "qwen3moe-awq-int4-g32"
+    out = tmp_path / "out"
+    api.convert(api.plan(root, out, layout="vllm", dtype="keep", tp=tp), out)
+    source = load_file(root / "model.safetensors")
+    layer = "model.layers.0."
+    for rank in range(tp):
+        found = read_rank(out, rank)
+        for part in ("qweight", "qzeros", "scales"):  # K-major: out features are the columns
+            query, key, value = (source[f"{layer}self_attn.{w}_proj.{part}"] for w in "qkv")
+            heads = torch.cat([share(query, rank, tp, 1), key, value], dim=1)  # one kv head
+            assert equal(found[f"{layer}self_attn.qkv_proj.{part}"], heads)
+            for expert in range(found[f"{layer}mlp.experts.routed_experts.w13_{part}"].shape[0]):
+                stem = f"{layer}mlp.experts.{expert}."
+                names = [f"{stem}{which}_proj.{part}" for which in ("gate", "up")]
+                w13 = torch.cat([share(source[name], rank, tp, 1) for name in names], dim=1)
+                w2 = share(source[f"{stem}down_proj.{part}"], rank, tp, 0)
+                assert equal(found[f"{layer}mlp.experts.routed_experts.w13_{part}"][expert], w13)
+                assert equal(found[f"{layer}mlp.experts.routed_experts.w2_{part}"][expert], w2)

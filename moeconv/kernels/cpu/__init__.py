@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeconv.kernels.cpu import floats, fp8, mxfp4, mxfp8
+from moeconv.kernels.cpu import floats, fp8, ggml, mxfp4, mxfp8
 from moeconv.kernels.cpu.base import Counts, Kernel
 from moeconv.kernels.cpu.copies import copy_into, count_nonfinite
 from moeconv.kernels.cpu.floats import round_to
@@ -24,6 +24,7 @@ KERNELS: Mapping[str, Kernel] = {
     "fp8-block": fp8.decode_block,
     "fp8-channel": fp8.decode_channel,
     "fp8-tensor": fp8.decode_tensor,
+    "ggml": ggml.decode,
     "mxfp4": mxfp4.decode,
     "mxfp8": mxfp8.decode,
 }

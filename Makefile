@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DEFAULT := not slow and not gpu and not client
 
 .DEFAULT_GOAL := all
-.PHONY: all check fix test test-all test-gpu test-kt bench docs demo clean
+.PHONY: all check fix test test-all test-gpu test-kt test-vllm bench docs demo clean
 
 all: check test
 
@@ -40,6 +40,10 @@ test-gpu: $(STAMP)
 # kt-kernel 0.7.2 in an environment of its own: MOECONV_KT_PYTHON=/path/to/python make test-kt
 test-kt: $(STAMP)
 	$(BIN)/python -m pytest -s -rs -m client tests/clients/test_kt_kernel.py
+
+# vLLM 0.32 in an environment of its own: MOECONV_VLLM_PYTHON=/path/to/python make test-vllm
+test-vllm: $(STAMP)
+	$(BIN)/python -m pytest -s -rs -m client tests/clients/test_vllm.py
 
 bench: $(STAMP)
 	$(BIN)/python -m bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from moeconv.accounting import STATES, check_drafts
 from moeconv.errors import UnrecognizedTensor
 from moeconv.layouts.base import Draft, Fill
 from moeconv.types import Span
-from tests.checkpoints import Size, load_file, save, write_checkpoint
+from tests.checkpoints import Size, load_file, quick_directory, save, write_checkpoint
 
 CASES: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     # A layer of gpt-oss: 2 blocks, 2 scales, 2 biases, 13 others; of Mixtral: 12 experts, 7 others.
@@ -24,6 +25,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, int]]] = [
     ("mixtral", {"experts_only": True}, {"copied": 24, "not selected": 17}),
     ("mixtral", {"layout": "vllm", "layers": (1,)}, {"copied": 19, "not selected": 22}),
 ]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a directory in memory: these tests make many outputs, and no disk matters to them."""
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.mark.parametrize(("kind", "options", "expected"), CASES)

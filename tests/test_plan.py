@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,26 @@ import moeconv.api as api
 from moeconv.convert import Resources
 from moeconv.errors import BadSource, MoeconvError, Refused, UsageError
 from moeconv.store.safetensors import read_header
-from tests.checkpoints import Size, files_of, read_all, same_bits, save, write_checkpoint
+from tests.checkpoints import (
+    Size,
+    files_of,
+    quick_directory,
+    read_all,
+    same_bits,
+    save,
+    write_checkpoint,
+)
 
 PAGE, LARGE = 4096, 1 << 20
 BIG = Size(hidden=1024, intermediate=1024, experts=2, vocab=600)
 ODD = Size(hidden=1031, intermediate=1024, experts=2, vocab=601)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a directory in memory: these tests make many outputs, and no disk matters to them."""
+    with quick_directory() as directory:
+        yield directory
 
 
 def convert(src: Path, dst: Path, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import moeconv.api as api
 from moeconv.plan import Plan
 from moeconv.tasks import Task, build_tasks
-from tests.checkpoints import KINDS, Size, read_all, same_bits, write_checkpoint
+from tests.checkpoints import KINDS, Size, quick_directory, read_all, same_bits, write_checkpoint
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -20,6 +21,13 @@ OPTIONS: list[dict[str, Any]] = [
     {"layout": "vllm", "tp": 4, "experts_only": True},
 ]
 SIZE = Size(layers=2, hidden=64, intermediate=32)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a directory in memory: these tests make many outputs, and no disk matters to them."""
+    with quick_directory() as directory:
+        yield directory
 
 
 def tasks_of(plan: Plan) -> tuple[Task, ...]:

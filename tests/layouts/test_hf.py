@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,25 @@ import pytest
 import torch
 
 import moeconv.api as api
-from tests.checkpoints import KINDS, Size, load_file, read_all, same_bits, save, write_checkpoint
+from tests.checkpoints import (
+    KINDS,
+    Size,
+    load_file,
+    quick_directory,
+    read_all,
+    same_bits,
+    save,
+    write_checkpoint,
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a directory in memory: these tests make many outputs, and no disk matters to them."""
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.mark.parametrize("dense", [None, "bf16", "fp16", "fp32", "keep"])

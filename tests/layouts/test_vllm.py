@@ -32,7 +32,7 @@ from tests.checkpoints import (
 
 PREFIX = {"mixtral": "block_sparse_moe.experts", "qwen3moe": "mlp.experts"}
 QUICK = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -122,6 +122,25 @@ def test_kinds_of_halves(kind: str) -> None:
     compare(kind, blocks.reshape(-1, 8 * nbytes))
 
 
+@pytest.mark.parametrize(
+    ("kind", "at", "number"),
+    [
+        *((kind, at, number) for kind in KINDS for at in HALVES[kind] for number in ("inf", "nan")),
+        ("MXFP4", None, "253"),
+    ],
+)
+def test_one_block_that_is_not_finite(kind: str, at: int | None, number: str) -> None:
+    """The last block of the last row alone gives something to count."""
+    rows = tamed(kind, some_blocks(kind, 3, 4))
+    block = rows[2, -rows.shape[1] // 4 :]
+    if at is None:
+        block[0] = int(number)
+    else:
+        block[at : at + 2] = np.frombuffer(half(float(number)), np.uint8)
+    assert sum(decode(kind, rows, "BF16")[1]) > 0
+    compare(kind, rows, ("BF16", "F32"))
+
+
 def test_every_half() -> None:
     blocks = some_blocks("Q8_0", 1 << 16, 1)
     blocks[:, :2] = np.arange(1 << 16, dtype=np.uint16)[:, None].view(np.uint8)

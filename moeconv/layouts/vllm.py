@@ -52,7 +52,7 @@ def draft_vllm(view: View, options: Options) -> Layouted:
     notes = []
     if architecture.wrapper and is_wrapped(view) and not options.experts_only:
         notes.append("the vision tower is left out: serve with --language-model-only")
-    notes += serving_notes(view, options)
+    notes += serving_notes(view, architecture, options)
     return Layouted(
         tuple(drafts),
         {**unused_parts(view, experts_only=options.experts_only), **unused},

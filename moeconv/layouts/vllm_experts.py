@@ -54,12 +54,6 @@ def check_experts(view: View, architecture: Architecture, options: Options) -> N
         )
     if not architecture.even_only or options.pads:
         return
-    if view.kv_heads < options.tp:
-        raise Refused(
-            f"{architecture.name} does not share key/value heads between ranks: "
-            f"{view.kv_heads} of them and --tp {options.tp}",
-            hint=f"--tp that work: {', '.join(str(one) for one in divisors(view.kv_heads))}",
-        )
     ranks = options.tp * options.dp
     for experts in view.expert_layers.values() if options.ep else ():
         if (experts + options.redundant_experts) % ranks:
@@ -70,8 +64,13 @@ def check_experts(view: View, architecture: Architecture, options: Options) -> N
             )
 
 
-def serving_notes(view: View, options: Options) -> Iterator[str]:
+def serving_notes(view: View, architecture: Architecture, options: Options) -> Iterator[str]:
     """Yield what a user must know to serve an output."""
+    if architecture.even_only and view.kv_heads < options.tp:
+        yield (
+            f"vLLM loads {architecture.name} with at most {view.kv_heads} ranks, one for each "
+            "key/value head; this output repeats heads for loaders that share them"
+        )
     if options.dp > 1:
         yield "vLLM's own sharded_state loader addresses tensor-parallel ranks only (dp 1)"
     if options.placement == "round-robin":

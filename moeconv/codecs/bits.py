@@ -118,13 +118,18 @@ def scaled(
     """
     index = index.to(codes.device)
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < scales.shape[1]:
-        raise BadSource(
-            f"group index {int(index.min())}..{int(index.max())} of a column is outside of the "
-            f"{scales.shape[1]} groups of its scales",
-            hint="g_idx is damaged or was written for another group size",
-        )
+        raise no_such_group(int(index.min()), int(index.max()), scales.shape[1])
     at_zero = zeros if isinstance(zeros, int) else zeros[:, index]
     return (codes - at_zero).float() * scales[:, index].float()
+
+
+def no_such_group(lowest: int, highest: int, groups: int) -> BadSource:
+    """Return the error for columns whose group is none of its row."""
+    return BadSource(
+        f"group index {lowest}..{highest} of a column is outside of the "
+        f"{groups} groups of its scales",
+        hint="g_idx is damaged or was written for another group size",
+    )
 
 
 def stacked_axes(ref: TensorRef) -> tuple[int, ...]:

@@ -114,7 +114,7 @@ def zero_convention(qzeros_words: np.ndarray, params: Params) -> str:
     declared = "v1" if params["zero_offset"] else "v2"
     if not params["sym"]:
         return declared
-    stored = np.unique(_stored_zeros(qzeros_words, params))
+    stored = np.unique(stored_zeros(qzeros_words, params))
     middle = 1 << (int(params["bits"]) - 1)
     for zero, convention in ((middle - 1, "v1"), (middle, "v2")):
         if stored.size == 1 and stored[0] == zero:
@@ -136,20 +136,26 @@ def saturated_zeros(qzeros_words: np.ndarray, params: Params) -> int:
     field of the packed word at once, where the carry also moves the next row's zero point.
     """
     top = (1 << int(params["bits"])) - 1
-    return int((_stored_zeros(qzeros_words, params) == top).sum())
+    return int((stored_zeros(qzeros_words, params) == top).sum())
 
 
 def _check_symmetric(zeros: torch.Tensor, bits: int) -> None:
     """Raise where zero points are not the middle: planning looks at a sample of the tensors."""
     if not bool((zeros == 1 << (bits - 1)).all()):
-        found = zeros.unique()[:4].tolist()
-        raise BadSource(
-            f"sym is true, but there are zero points {found}, not {1 << (bits - 1)} alone",
-            hint="the tensor is damaged, or of another checkpoint_format than the others",
-        )
+        raise not_symmetric(zeros.cpu().numpy(), bits)
 
 
-def _stored_zeros(words: np.ndarray, params: Params) -> np.ndarray:
+def not_symmetric(zeros: np.ndarray, bits: int) -> BadSource:
+    """Return the error for zero points that are not all in the middle."""
+    return BadSource(
+        f"sym is true, but there are zero points {np.unique(zeros)[:4].tolist()}, "
+        f"not {1 << (bits - 1)} alone",
+        hint="the tensor is damaged, or of another checkpoint_format than the others",
+    )
+
+
+def stored_zeros(words: np.ndarray, params: Params) -> np.ndarray:
+    """Return int64 zero points [..., G, R] as stored, of int32 words [..., G, R*bits/32]."""
     bits = int(params["bits"])
     return b.unpack_peeked(words, bits, b.dense_run(bits), int(params["rows"]))
 
@@ -223,8 +229,13 @@ def _groups(parts: Mapping[str, torch.Tensor], window: Window, params: Params) -
     if "g_idx" in parts:
         first = 0 if group_size == b.ONE_GROUP else window.col_start // group_size
         if not bool((parts["g_idx"].reshape(-1).cpu().long() == index + first).all()):
-            raise BadSource(
-                "g_idx is not in order, although the config says desc_act false",
-                hint="set desc_act to true in the quantization config if the tensor is right",
-            )
+            raise not_in_order()
     return index
+
+
+def not_in_order() -> BadSource:
+    """Return the error for an activation order that the config does not know of."""
+    return BadSource(
+        "g_idx is not in order, although the config says desc_act false",
+        hint="set desc_act to true in the quantization config if the tensor is right",
+    )

@@ -146,7 +146,7 @@ class PackedInt:
         weight_zero_point int32 [R*bits/32, G] or int8 [R, G], weight_g_idx [1, C]."""
         bits, run = int(params["bits"]), run_of(params)
         if "weight_shape" in parts:
-            _check_shape(parts["weight_shape"].reshape(-1).tolist()[-2:], params)
+            check_shape(parts["weight_shape"].reshape(-1).tolist()[-2:], params)
         middle = 1 << (bits - 1)
         codes = b.unpack(parts["weight_packed"], bits, run, window.cols)  # [R, C], q + middle
         zeros: torch.Tensor | int = middle
@@ -158,7 +158,7 @@ class PackedInt:
         return b.scaled(codes, zeros, parts["weight_scale"], index)
 
 
-def _check_shape(numbers: list[int], params: Params) -> None:
+def check_shape(numbers: list[int], params: Params) -> None:
     """Raise where a weight_shape is not that of its kind: planning looks at a sample of them."""
     if numbers != [params["rows"], params["cols"]]:
         raise ShapeMismatch(

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moeconv.kernels.cpu import floats, fp8, ggml, mxfp4, mxfp8
+from moeconv.kernels.cpu import (
+    awq,
+    floats,
+    fp8,
+    ggml,
+    gptq,
+    int_quantized,
+    mxfp4,
+    mxfp8,
+    packed_int,
+)
 from moeconv.kernels.cpu.base import Counts, Kernel
 from moeconv.kernels.cpu.copies import copy_into, count_nonfinite
 from moeconv.kernels.cpu.floats import round_to
@@ -20,13 +30,17 @@ __all__ = [
 ]
 
 KERNELS: Mapping[str, Kernel] = {
+    "awq": awq.decode,
     "float": floats.decode,
     "fp8-block": fp8.decode_block,
     "fp8-channel": fp8.decode_channel,
     "fp8-tensor": fp8.decode_tensor,
     "ggml": ggml.decode,
+    "gptq": gptq.decode,
+    "int-quantized": int_quantized.decode,
     "mxfp4": mxfp4.decode,
     "mxfp8": mxfp8.decode,
+    "packed-int": packed_int.decode,
 }
 
 # Of weights whose parts are stored [cols, rows]: window and output are as stored, too.

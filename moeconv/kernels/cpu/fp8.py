@@ -27,15 +27,16 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
-from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u4, u8
+from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u2, u4
 from moeconv.kernels.cpu.scaled import (
     CHUNK,
+    Scratch,
     are_tame,
     bf16_of,
     e8m0_table,
     f4,
     limits,
-    read_scales,
+    new_scratch,
     round_scaled,
     spread,
 )
@@ -45,7 +46,8 @@ E4M3, E5M2 = range(2)
 FORMATS = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
 U8 = np.dtype(np.uint8)
 SIGN = u4(0x80000000)
-NO_TABLE: npt.NDArray[np.float32] = np.empty(0, np.float32)
+NO_BYTES: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+NO_FLOATS: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
 
 class Job(NamedTuple):
@@ -66,6 +68,9 @@ class Job(NamedTuple):
     high: int
 
 
+# E8M0 scales, float32 scales, the values of E8M0 or nothing: what is not there is empty.
+Scales = tuple[Array, Array, Array]
+SCALES = nb.Tuple((BYTES_IN, FLOATS_IN, FLOATS_IN))
 JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
 
 
@@ -109,66 +114,64 @@ def _are_finite(codes: Array, wild: int) -> bool:
 
 
 @jitable
-def _decode_row(
-    codes: Array, scales: Array, table: Array, out: Array, scratch: Array, how: Triple
-) -> Triple:
-    """Fill the bytes `out`; return the counts. how: format, output, lowest wild byte or 0."""
-    form, code, wild = how
-    tame = _are_finite(codes, wild)
-    if tame and code == BF16:
-        if form == E4M3:
-            _fast_e4m3(codes, scales, out.view(np.uint16))
-        else:
-            _fast_e5m2(codes, scales, out.view(np.uint16))
-        return 0, 0, 0
-    values = scratch[2].view(f4)[: codes.size]
+def _decode_wide(codes: Array, table: Array, scratch: Scratch, how: Pair, out: Array) -> Triple:
+    """Fill the bytes `out` and return the counts. how: output dtype; whether all is tame."""
+    values, scales = scratch.values[: codes.size], scratch.scales[: codes.size]
     for i in range(codes.size):
         values[i] = table[codes[i]]
-    return round_scaled(code, values, scales, scratch, out, tame)
+    return round_scaled(how[0], values, scales, scratch, out, how[1] != 0)
 
 
 @jitable
-def _read_band(stored: Array, table: Array, scratch: Array, job: Job, cols: Pair) -> bool:
-    """Fill scratch[3] with the scales of columns `cols`; return whether all of them are tame."""
+def _read_band(scales: Scales, at: int, scratch: Scratch, job: Job, cols: Pair) -> bool:
+    """Fill scratch.scales with the scales of columns `cols`; return whether all of them are tame.
+
+    at: where the band's scales begin.
+    """
+    stored, floats, table = scales
     start, stop = cols
     first = start // job.block_cols
-    groups = -(-stop // job.block_cols) - first
-    values = scratch[4].view(f4)[:groups]
-    width = 1 if table.size else 4
-    read_scales(stored[first * width : (first + groups) * width], table, values)
-    scales = scratch[3].view(f4)[: stop - start]
-    spread(values, job.block_cols, start - first * job.block_cols, scales, scratch[5].view(f4))
-    return are_tame(values, job.low, job.high)
+    groups = scratch.groups[: -(-stop // job.block_cols) - first]
+    if table.size:
+        for i in range(groups.size):
+            groups[i] = table[stored[at + first + i]]
+    else:
+        taken = floats[at + first : at + first + groups.size]
+        for i in range(groups.size):
+            groups[i] = taken[i]
+    columns = scratch.scales[: stop - start]
+    spread(groups, job.block_cols, start - first * job.block_cols, columns, scratch.spare)
+    return are_tame(groups, job.low, job.high)
 
 
-@compiled((nb.UniTuple(BYTES_IN, 2), nb.UniTuple(FLOATS_IN, 2), BYTES_OUT, TRIPLE, JOB))
+@compiled((BYTES_IN, SCALES, FLOATS_IN, BYTES_OUT, TRIPLE, JOB))
 def _decode(
-    stored: tuple[Array, Array],
-    tables: tuple[Array, Array],
-    out: Array,
-    pitches: Triple,
-    job: Job,
+    codes: Array, scales: Scales, table: Array, out: Array, pitches: Triple, job: Job
 ) -> Triple:
     """Fill `out` and return the counts.
 
-    stored: codes and scales; tables: the values of codes, and of scales where these are bytes;
-    pitches: bytes per row of codes, scales and out.
+    table: the values of the codes; pitches: elements per row of codes, scales and out.
     """
-    scratch = np.empty((6, CHUNK), u8)
+    scratch, bits = new_scratch(), out.view(u2)
     tame = False
     nan = inf = over = 0
     for start in range(0, job.cols, CHUNK):
         stop = min(start + CHUNK, job.cols)
         for row in range(job.rows):
             if row % job.block_rows == 0:
-                band = stored[1][row // job.block_rows * pitches[1] :]
-                tame = _read_band(band, tables[1], scratch, job, (start, stop))
-            taken = stored[0][row * pitches[0] + start : row * pitches[0] + stop]
-            given = out[row * pitches[2] + start * job.width : row * pitches[2] + stop * job.width]
-            scales = scratch[3].view(f4)[: stop - start]
-            how = (job.form, job.code, job.wild if tame else 0)
-            found = _decode_row(taken, scales, tables[0], given, scratch, how)
-            nan, inf, over = nan + found[0], inf + found[1], over + found[2]
+                at = row // job.block_rows * pitches[1]
+                tame = _read_band(scales, at, scratch, job, (start, stop))
+            taken = codes[row * pitches[0] + start : row * pitches[0] + stop]
+            first = row * pitches[2] + start
+            fine = tame and _are_finite(taken, job.wild)
+            if fine and job.code == BF16 and job.form == E4M3:
+                _fast_e4m3(taken, scratch.scales, bits[first : first + taken.size])
+            elif fine and job.code == BF16:
+                _fast_e5m2(taken, scratch.scales, bits[first : first + taken.size])
+            else:
+                given = out[first * job.width : (first + taken.size) * job.width]
+                found = _decode_wide(taken, table, scratch, (job.code, int(fine)), given)
+                nan, inf, over = nan + found[0], inf + found[1], over + found[2]
     return nan, inf, over
 
 
@@ -208,9 +211,11 @@ def decode_blocks(
     job = _job(dtype, out_dtype)._replace(
         rows=rows, cols=cols, block_rows=block_rows, block_cols=block_cols
     )
-    tables = (_values(dtype), e8m0_table() if bytewise else NO_TABLE)
-    pitches = (taken.pitch, scale.pitch, given.pitch)
-    return Counts(*_decode((taken.memory, scale.memory), tables, given.memory, pitches, job))
+    by: Scales = (scale.memory, NO_FLOATS, e8m0_table())
+    if not bytewise:
+        by = (NO_BYTES, scale.memory.view(f4), NO_FLOATS)
+    pitches = (taken.pitch, scale.pitch // scales.itemsize, given.pitch // out.itemsize)
+    return Counts(*_decode(taken.memory, by, _values(dtype), given.memory, pitches, job))
 
 
 def decode_block(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from math import floor, log2
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,33 @@ E8M0_BIAS, E8M0_NAN = 127, 255  # OCP MX v1.0, 5.4
 f4, f8 = np.float32, np.float64
 
 
+class Scratch(NamedTuple):
+    """Room for CHUNK columns. Made once: a view costs as much as decoding hundreds of columns."""
+
+    exact: Array  # uint64
+    wide: Array  # uint32
+    values: Array  # float32, as the rest
+    scales: Array
+    zeros: Array
+    groups: Array
+    spare: Array
+
+
+@jitable
+def new_scratch() -> Scratch:
+    """Return room for CHUNK columns."""
+    floats = np.empty((5, CHUNK), f4)
+    return Scratch(
+        np.empty(CHUNK, u8),
+        np.empty(CHUNK, u4),
+        floats[0],
+        floats[1],
+        floats[2],
+        floats[3],
+        floats[4],
+    )
+
+
 @cache
 def limits(smallest: float, largest: float, out_dtype: str) -> Pair:
     """Return the bits of the smallest and the largest tame scale but 0.
@@ -57,18 +85,6 @@ def e8m0_table() -> npt.NDArray[np.float32]:
     table[:E8M0_NAN] = np.ldexp(f4(1), np.arange(E8M0_NAN) - E8M0_BIAS)
     table.flags.writeable = False
     return table
-
-
-@jitable
-def read_scales(stored: Array, table: Array, scales: Array) -> None:
-    """Fill float32 `scales` [G] from the bytes of float32, or of codes that `table` [256] has."""
-    if table.size:
-        for i in range(scales.size):
-            scales[i] = table[stored[i]]
-    else:
-        taken = stored.view(f4)
-        for i in range(scales.size):
-            scales[i] = taken[i]
 
 
 @jitable
@@ -133,7 +149,8 @@ def spread(groups: Array, group_cols: int, first: int, out: Array, spare: Array)
             _four_times(taken, fours[: 4 * whole])
             _four_times(fours[: 4 * whole], out[: 16 * whole])
     done = whole * group_cols
-    _by_runs(groups, group_cols, first + done, out[done:])
+    if done < out.size:
+        _by_runs(groups, group_cols, first + done, out[done:])
 
 
 @jitable
@@ -145,13 +162,13 @@ def bf16_of(value: np.float32) -> np.uint16:
 
 @jitable
 def round_scaled(
-    code: int, values: Array, scales: Array, scratch: Array, out: Array, tame: bool
+    code: int, values: Array, scales: Array, scratch: Scratch, out: Array, tame: bool
 ) -> Triple:
     """Fill the bytes `out` with float32 values [N] times scales [N]; return the counts.
 
-    The float64 product of two float32 is exact. `scratch`: [2, N] uint64.
+    The float64 product of two float32 is exact.
     """
-    exact, wide = scratch[0, : values.size], scratch[1].view(u4)[: values.size]
+    exact, wide = scratch.exact[: values.size], scratch.wide[: values.size]
     if tame:
         for i in range(values.size):
             wide[i] = as_u4(f4(values[i] * scales[i]))

@@ -19,6 +19,11 @@ from moeconv.types import Place, TensorRef, Weight
 PLAIN = ("float", "raw")
 REFINED = "weight_scale_inv"
 REFINED_LEAST = 32  # the finest blocks that vLLM's kernels take
+GGUF_HINTS: Mapping[str, str] = {
+    "hf": "--dtype bf16 decodes them; llama.cpp reads the GGUF file as it is",
+    "ktransformers": "--dtype int4, int8 or bf16 decodes them; kt-kernel reads the GGUF file as it "
+    "is (--kt-method LLAMAFILE)",
+}
 CACHE_PARTS = ("q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point")
 
 
@@ -42,7 +47,7 @@ def keeps_quantization(model: Model, options: Options) -> bool:
         raise Refused(
             f"'{ref.name}' is {ref.dtype}: safetensors has no dtype for GGUF's blocks",
             where=ref.file,
-            hint="--dtype bf16 decodes them; llama.cpp reads the GGUF file as it is",
+            hint=GGUF_HINTS.get(options.layout, GGUF_HINTS["hf"]),
         )
     if len(kept) < len(quantized):
         decoded = next(weight for weight in quantized if _wanted(weight, options) != "keep")

@@ -74,7 +74,7 @@ class Layout(NamedTuple):
 LAYOUTS: tuple[Layout, ...] = (
     Layout("hf", ("bf16", "fp16", "fp32", "keep"), False),
     Layout("vllm", ("bf16", "fp16", "fp32", "keep"), True),
-    Layout("ktransformers", ("int4", "int8", "bf16"), False, model=False),
+    Layout("ktransformers", ("int4", "int8", "bf16", "keep"), False, model=False),
 )
 
 
@@ -173,7 +173,7 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
     if options.layout == "hf":
         return draft_hf(_in_order(held.weights), options)
     if options.layout == "ktransformers":
-        return draft_ktransformers(_kt_view(model), options)
+        return draft_ktransformers(_kt_view(model, held, options), options)
     sizes = model.sizes
     view = View(
         model.family.name,
@@ -191,7 +191,7 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
     return draft_vllm(view, options)
 
 
-def _kt_view(model: Model) -> KtView:
+def _kt_view(model: Model, held: Model, options: Options) -> KtView:
     config = model.source.config
     sections = [config, *(config[name] for name in CONFIG_SECTIONS if name in config)]
     said = [section for section in sections if isinstance(section, Mapping)]
@@ -203,6 +203,7 @@ def _kt_view(model: Model) -> KtView:
         model.expert_layers,
         activation=str(acts[0]) if acts else "",
         swiglu_limit=float(clamps[0]) if clamps else 0.0,
+        held=held.places if options.dtype == "keep" else None,
     )
 
 

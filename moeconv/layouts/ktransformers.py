@@ -7,12 +7,20 @@ from typing import NamedTuple
 
 from moeconv.errors import Refused, UsageError
 from moeconv.layouts.base import Draft, Fill, Layouted
+from moeconv.layouts.ktransformers_raw import (
+    PROJECTIONS,
+    RawForm,
+    raw_drafts,
+    raw_form,
+    raw_multiple,
+    raw_notes,
+    unused_parts,
+)
 from moeconv.layouts.options import Options
 from moeconv.layouts.partition import divisors
 from moeconv.types import Json, Key, Place, Span
 
 TESTED = ("0.7.2",)  # kt-kernel, from its wheel
-PROJECTIONS = ("gate", "up", "down")
 ACTIVATIONS = ("silu", "swish")  # what kt-kernel computes, whatever the model's config says
 LEFT_OUT = "kt-kernel holds the experts alone; the rest is read from --model"
 LEFT_OUT_STACK = "kt-kernel numbers its experts by the layers of the decoder"
@@ -40,13 +48,17 @@ FORMS: tuple[Form, ...] = (
 
 
 class KtView(NamedTuple):
-    """What the layout needs of a model; `activation` and `swiglu_limit` as its config has them."""
+    """What the layout needs of a model; `activation` and `swiglu_limit` as its config has them.
+
+    `held`, with `--dtype keep`: where the parts of its quantized weights lie.
+    """
 
     family: str
     places: Mapping[Key, Place]
     expert_layers: Mapping[tuple[str, int], int]
     activation: str
     swiglu_limit: float
+    held: Mapping[Key, Place] | None = None
 
 
 def draft_ktransformers(view: KtView, options: Options) -> Layouted:
@@ -54,10 +66,19 @@ def draft_ktransformers(view: KtView, options: Options) -> Layouted:
 
     Raises Refused for a model or a number of parts that kt-kernel could not compute.
     """
-    form = next(form for form in FORMS if form.dtype == options.dtype)
-    layers = sorted(layer for stack, layer in view.expert_layers if stack == "main")
     _check_options(options)
+    layers = sorted(layer for stack, layer in view.expert_layers if stack == "main")
     _check_experts(view, layers)
+    raw = raw_form(view.places) if options.dtype == "keep" else None
+    _check_activation(view, clamps=raw is not None and raw.clamps)
+    if raw is not None:
+        return _draft_raw(view, raw, layers, options.numa)
+    dtype = "bf16" if options.dtype == "keep" else options.dtype
+    return _draft_form(view, next(one for one in FORMS if one.dtype == dtype), layers, options)
+
+
+def _draft_form(view: KtView, form: Form, layers: list[int], options: Options) -> Layouted:
+    """Return the experts in BF16 or packed."""
     drafts: list[Draft] = []
     for layer in layers:
         intermediate, hidden = _sizes(view, layer)
@@ -68,17 +89,41 @@ def draft_ktransformers(view: KtView, options: Options) -> Layouted:
     if form.encode:
         facts["numa"] = options.numa
         return Layouted(tuple(drafts), _unused(view), facts)
+    return Layouted(tuple(drafts), _unused(view), facts, (_cut_note(view, form, layers),))
+
+
+def _draft_raw(view: KtView, raw: RawForm, layers: list[int], numa: int) -> Layouted:
+    """Return the experts in the quantized form of the source; `numa` decides nothing but checks."""
+    held = view.held or {}
+    multiple = raw_multiple(raw, view.places)
+    form = Form("keep", raw.method, "", 0, multiple)
+    drafts: list[Draft] = []
+    for layer in layers:
+        _check_sizes(form, *_sizes(view, layer), numa)
+        drafts += raw_drafts(raw, held, layer, view.expert_layers["main", layer])
+    facts: dict[str, Json] = {
+        "method": raw.method,
+        "tested_kt_kernel": list(TESTED),
+        "checked_numa": numa,
+    }
+    notes = (_cut_note(view, form, layers), *raw_notes(raw, view.places))
+    unused = {**_unused(view), **unused_parts(raw, held)}
+    return Layouted(tuple(drafts), unused, facts, notes)
+
+
+def _cut_note(view: KtView, form: Form, layers: list[int]) -> str:
+    """Return the numbers of NUMA parts into which kt-kernel can cut what is not cut here."""
     counts = set.intersection(*(set(_fitting(form, *_sizes(view, layer))) for layer in layers))
     fitting = ", ".join(str(count) for count in sorted(counts))
-    note = f"kt-kernel cuts {form.method} experts as it loads them, into parts: {fitting}"
-    return Layouted(tuple(drafts), _unused(view), facts, (note,))
+    return f"kt-kernel cuts {form.method} experts as it loads them, into parts: {fitting}"
 
 
 def launch_hint(facts: Mapping[str, Json], dst: str) -> str:
     """Return the arguments with which SGLang's kt-kernel serves an output; `facts`: of its plan."""
     hint = f"--kt-weight-path {dst} --kt-method {facts['method']}"
-    if "numa" in facts:  # other counts give garbage or end the process
-        hint += f" --kt-threadpool-count {facts['numa']}"
+    numa = facts.get("numa", facts.get("checked_numa"))
+    if numa is not None:  # other counts give garbage or end the process
+        hint += f" --kt-threadpool-count {numa}"
     return hint
 
 
@@ -95,7 +140,7 @@ def _check_options(options: Options) -> None:
 def _unused(view: KtView) -> Mapping[str, str]:
     """Return stack or key -> rule of what is left out."""
     unused = {}
-    for key in view.places:
+    for key in view.places if view.held is None else view.held:
         if key.stack != "main":
             unused[key.stack] = LEFT_OUT_STACK
         elif key.expert is None:
@@ -104,7 +149,7 @@ def _unused(view: KtView) -> Mapping[str, str]:
 
 
 def _check_experts(view: KtView, layers: list[int]) -> None:
-    """Raise Refused for experts that kt-kernel would compute wrongly, or not at all."""
+    """Raise Refused for experts whose projections are not those that kt-kernel reads."""
     hint = "kt-kernel reads gate, up and down without biases; --layout hf and vllm have no limit"
     names = {key.name for key in view.places if key.expert is not None and key.stack == "main"}
     for name in PROJECTIONS:
@@ -113,21 +158,25 @@ def _check_experts(view: KtView, layers: list[int]) -> None:
     more = sorted(names - set(PROJECTIONS))
     if more:
         raise Refused(f"the experts of family '{view.family}' have {', '.join(more)}", hint=hint)
+    if not layers:
+        raise Refused("the decoder has no layer with experts", hint="--layout hf writes the rest")
+
+
+def _check_activation(view: KtView, *, clamps: bool) -> None:
+    """Raise Refused for an activation that kt-kernel does not compute."""
     if view.activation and view.activation not in ACTIVATIONS:
         raise Refused(
             f"the experts of this model use {view.activation}; kt-kernel computes SiLU",
             where="config.json",
             hint="--layout hf and vllm have no such limit",
         )
-    if view.swiglu_limit:
+    if view.swiglu_limit and not clamps:
         raise Refused(
             f"this model clamps its experts at swiglu_limit {view.swiglu_limit:g}, which kt-kernel "
-            "refuses for AMXINT4, AMXINT8 and BF16",
+            "takes for FP8 blocks, MXFP4 and MXFP8 alone, as they are stored",
             where="config.json",
             hint="--layout hf and vllm have no such limit",
         )
-    if not layers:
-        raise Refused("the decoder has no layer with experts", hint="--layout hf writes the rest")
 
 
 def _sizes(view: KtView, layer: int) -> tuple[int, int]:
@@ -149,7 +198,7 @@ def _sizes(view: KtView, layer: int) -> tuple[int, int]:
 
 def _check_sizes(form: Form, intermediate: int, hidden: int, numa: int) -> None:
     """Raise Refused, with what would work, unless the form's tiles fit each part."""
-    if not form.encode:
+    if form.dtype == "bf16":
         numa = 1  # kt-kernel slices it when it loads
     if numa in _fitting(form, intermediate, hidden):
         return
@@ -164,7 +213,10 @@ def _check_sizes(form: Form, intermediate: int, hidden: int, numa: int) -> None:
         )
     raise Refused(
         f"--dtype {form.dtype} ({form.method}): {problem}",
-        hint="; ".join(_works(one, intermediate, hidden) for one in FORMS),
+        hint="; ".join(
+            _works(one, intermediate, hidden)
+            for one in ((form, *FORMS) if form not in FORMS else FORMS)
+        ),
     )
 
 
@@ -177,7 +229,7 @@ def _fitting(form: Form, intermediate: int, hidden: int) -> list[int]:
 
 def _works(form: Form, intermediate: int, hidden: int) -> str:
     counts = ", ".join(str(count) for count in _fitting(form, intermediate, hidden))
-    if not form.encode:
+    if form.dtype == "bf16":
         return f"--dtype {form.dtype} works" if counts else f"{form.dtype}: never"
     return f"--dtype {form.dtype} works with --numa {counts}" if counts else f"{form.dtype}: never"
 

@@ -281,7 +281,7 @@ REFUSALS = [
     ),
     ("qwen3moe", (48, 64), {"dtype": "bf16"}, "hidden size 48", "bf16: never"),
     ("gptoss-bf16", (128, 128), {"dtype": "int8"}, "down.bias, gate.bias, up.bias", "hf"),
-    ("qwen3moe", (128, 128), {"dtype": "fp16"}, "cannot write --dtype fp16", "int4, int8, bf16"),
+    ("qwen3moe", (128, 128), {"dtype": "fp16"}, "cannot write --dtype fp16", "int4, int8, bf16, keep"),
     ("qwen3moe", (128, 128), {"dtype": "int8", "tp": 2}, "--tp goes with", "--layout vllm"),
     ("qwen3moe", (128, 128), {"dtype": "int8", "dense_dtype": "fp16"}, "--dense-dtype", "leave"),
 ]
@@ -331,18 +331,6 @@ def test_numa_is_a_number_of_parts_and_of_this_layout(tmp_path: Path) -> None:
         api.plan(KT / "bf16", layout="ktransformers", dtype="int8", numa=0)
     with pytest.raises(Refused, match="--numa goes with --layout ktransformers"):
         api.plan(KT / "bf16", layout="hf", numa=4)
-
-
-def test_a_gguf_source_is_not_kept() -> None:
-    """kt-kernel reads the GGUF file itself."""
-    source = FIXTURES / "checkpoints" / "gguf-qwen3moe-q8_0"
-    with pytest.raises(Refused, match="cannot write --dtype keep"):
-        api.plan(
-            source / "model.gguf",
-            config=source / "hf_config.json",
-            layout="ktransformers",
-            dtype="keep",
-        )
 
 
 def test_the_layout_and_the_codec_speak_of_the_same_forms() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from moeconv.destination import (
     remove_output,
     start,
 )
-from moeconv.errors import Refused
+from moeconv.errors import Refused, UsageError
 from moeconv.execute import Limits, Report, Run, Signal, check_memory, make_jobs, open_outputs
 from moeconv.journal import JOURNAL_NAME, Entry, Header, Journal
 from moeconv.manifest import Outcome, outcome_of
@@ -49,6 +50,7 @@ class Resources:
     memory_nbytes: int | None = None
     jobs: int | None = None
     overwrite: bool = False
+    device: str = "auto"  # or cpu, cuda, cuda:I
 
 
 class Result(NamedTuple):
@@ -108,7 +110,17 @@ def check_apart(source: Path, dst: Path) -> None:
 
 
 def choose_limits(resources: Resources) -> Limits:
-    """Return threads and memory, from the machine where they are not given."""
+    """Return threads and memory, from the machine where they are not given.
+
+    Raises UsageError for a device that is none, Refused for one that is not there.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", resources.device) is None:
+        raise UsageError(f"--device {resources.device} is not one of auto, cpu, cuda, cuda:I")
+    if resources.device.startswith("cuda"):
+        raise Refused(
+            f"no such device: {resources.device}; this release decodes on the CPU",
+            hint="--device auto or cpu; the bytes are the same",
+        )
     jobs = resources.jobs or cpu_count() + WAITING_JOBS
     memory = resources.memory_nbytes
     if memory is None:

@@ -184,6 +184,13 @@ _MEMORY = Row(
 _JOBS = Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", _RUN)
 EFFORT = (_MEMORY._replace(help="Bound on bytes in flight. (default: 1GiB)"), _JOBS)
 RESOURCES: tuple[Row, ...] = (
+    Row(
+        "device",
+        "text",
+        "Where weights are decoded: auto or cpu, the same bytes either way. (default: auto)",
+        _RUN,
+        metavar="DEVICE",
+    ),
     _MEMORY,
     _JOBS,
     Row(

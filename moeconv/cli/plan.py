@@ -42,6 +42,7 @@ def make_resources(values: Mapping[str, Json]) -> Resources:
         memory_nbytes=values.get("memory"),
         jobs=values.get("jobs"),
         overwrite=bool(values.get("overwrite")),
+        device=values.get("device") or "auto",
     )
 
 

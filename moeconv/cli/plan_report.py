@@ -83,11 +83,10 @@ def find_refusals(
         refusals.append(error)
     if action != "finished" and needs.memory_nbytes < needs.floor_nbytes:
         mebibytes = -(-needs.floor_nbytes // (1 << 20))
-        fewer = f", or fewer than {needs.jobs} --jobs" if needs.jobs > 1 else ""
         refusals.append(
             Refused(
                 "--memory is too small for the largest block of this model",
-                hint=f"--memory {mebibytes}MiB or more{fewer}",
+                hint=f"--memory {mebibytes}MiB or more",
             )
         )
     if action in ("convert", "continue"):

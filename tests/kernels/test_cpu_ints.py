@@ -159,6 +159,7 @@ def test_any_weight(
 def test_window_in_the_middle(zeros: str, given_order: str) -> None:
     parts, params = packed((48, 320), 4, 32, zeros, order=given_order)
     check("packed-int", parts, params, window=Window(16, 40, 64, 256))
+    check("packed-int", parts, params, window=Window(16, 40, 72, 248))  # inside of groups
 
 
 def test_group_outside() -> None:

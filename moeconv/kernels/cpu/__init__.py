@@ -13,6 +13,7 @@ from moeconv.kernels.cpu import (
     int_quantized,
     mxfp4,
     mxfp8,
+    nvfp4,
     packed_int,
 )
 from moeconv.kernels.cpu.base import Counts, Kernel
@@ -40,6 +41,8 @@ KERNELS: Mapping[str, Kernel] = {
     "int-quantized": int_quantized.decode,
     "mxfp4": mxfp4.decode,
     "mxfp8": mxfp8.decode,
+    "nvfp4-ct": nvfp4.decode_ct,
+    "nvfp4-modelopt": nvfp4.decode_modelopt,
     "packed-int": packed_int.decode,
 }
 

@@ -77,7 +77,8 @@ JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
 
 
 @jitable
-def _nibbles(stored: Array, codes: Array) -> None:
+def nibbles(stored: Array, codes: Array) -> None:
+    """Fill uint8 codes [N] from ceil(N/2) bytes, the low nibble first."""
     for i in range(codes.size // 2):
         codes[2 * i] = stored[i] & u1(15)
         codes[2 * i + 1] = stored[i] >> u1(4)
@@ -124,7 +125,7 @@ def _read_codes(stored: Array, words: Array, at: int, start: int, job: Job, code
     """Fill uint8 codes [N] of a row that begins at `at`; start: the first column."""
     if job.layout == NIBBLES:
         at += start // 2
-        _nibbles(stored[at : at + (codes.size + 1) // 2], codes)
+        nibbles(stored[at : at + (codes.size + 1) // 2], codes)
     elif job.layout == BYTES:
         taken = stored[at + start : at + start + codes.size]
         flip = u1(job.flip)

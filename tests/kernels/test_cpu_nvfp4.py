@@ -1,0 +1,153 @@
+"""The NVFP4 kernels: every code under every scale of a group and kinds of scales of a weight."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeconv.codecs.base import Window
+from moeconv.errors import ShapeMismatch
+from moeconv.kernels.cpu import KERNELS, Counts, nvfp4
+from tests.kernels.int_parts import FLOATS, WILD, draw
+from tests.kernels.oracle import check
+
+# codec: its codes, its scale of the whole weight
+NAMES = {
+    "nvfp4-ct": ("weight_packed", "weight_global_scale"),
+    "nvfp4-modelopt": ("weight", "weight_scale_2"),
+}
+
+
+def made(
+    codec: str, size: tuple[int, int], whole: float | torch.Tensor, scale: str = "F32"
+) -> dict[str, torch.Tensor]:
+    rows, cols = size
+    codes, factor = NAMES[codec]
+    rng = draw(1)
+    scales = rng.integers(0, 127, (rows, -(-cols // 16)), dtype=np.uint8)
+    wild = rng.integers(0, 256, scales.shape, dtype=np.uint8)
+    scales = np.where(rng.uniform(size=scales.shape) < 0.05, wild, scales)
+    stored = rng.integers(0, 256, (rows, cols // 2), dtype=np.uint8)
+    return {
+        codes: torch.from_numpy(stored),
+        "weight_scale": torch.from_numpy(scales).view(torch.float8_e4m3fn),
+        factor: torch.as_tensor(whole, dtype=torch.float32).to(FLOATS[scale]).reshape(1, 1),
+    }
+
+
+def every_pair(codec: str, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a weight whose row s has scale s, and every code in its columns."""
+    parts = made(codec, (256, 16), whole)
+    line = torch.tensor([0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE], dtype=torch.uint8)
+    parts[NAMES[codec][0]] = line.repeat(256, 1)
+    scales = torch.arange(256, dtype=torch.uint8)[:, None]
+    parts["weight_scale"] = scales.view(torch.float8_e4m3fn)
+    return parts
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_every_code_under_every_scale(codec: str) -> None:
+    """With scales of the weight that are ordinary, special, and at the edges of what is tame."""
+    powers = [(exponent << 23) + 0x2AAAAA for exponent in range(1, 255, 9)]
+    for bits in [0x3F800000, *powers, *WILD]:
+        whole = torch.from_numpy(np.array([bits], np.uint32).view(np.float32))
+        check(codec, every_pair(codec, whole), {})
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_hand_computed(codec: str) -> None:
+    # 0x72: 2 (1.0), then 7 (6.0); 0x8F: 15 (-6.0), then 8 (-0). Scale 0x40 is 2; 0.5 divides
+    # to 4 or multiplies to 1.
+    codes, factor = NAMES[codec]
+    parts = {
+        codes: np.array([[0x72, 0x8F]], np.uint8),
+        "weight_scale": np.array([[0x40]], np.uint8),
+        factor: np.array([[0.5]], np.float32),
+    }
+    out = np.empty((1, 4), np.float32)
+    assert KERNELS[codec](parts, Window(0, 1, 0, 4), {}, "F32", out) == Counts(0, 0, 0)
+    by = 4.0 if codec == "nvfp4-ct" else 1.0
+    assert out.tolist() == [[by, 6 * by, -6 * by, 0.0]]
+    assert np.signbit(out[0]).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("whole", "dtype", "counts"),
+    [
+        (float("nan"), "BF16", (4, 0, 0)),
+        (float("inf"), "BF16", (2, 2, 0)),  # 0 * Inf is NaN
+        (24.5, "F16", (0, 0, 2)),  # 6 * 448 * 24.5 is past 65504
+        (24.25, "F16", (0, 0, 0)),
+        (2.0**118, "F32", (0, 2, 0)),
+    ],
+)
+def test_counts_by_hand(whole: float, dtype: str, counts: tuple[int, int, int]) -> None:
+    parts = {
+        "weight": np.array([[0xF0, 0x70]], np.uint8),  # 0, -6, 0, 6
+        "weight_scale": np.array([[0x7E]], np.uint8),  # 448
+        "weight_scale_2": np.array([[whole]], np.float32),
+    }
+    out = np.empty((1, 4), np.float32 if dtype == "F32" else np.uint16)
+    found = KERNELS["nvfp4-modelopt"](parts, Window(0, 1, 0, 4), {}, dtype, out)
+    assert found == counts
+
+
+@pytest.mark.parametrize("codec", NAMES)
+@pytest.mark.parametrize(
+    "size", [(1, 2), (1, 16), (9, 250), (300, 18), (3, 2048 + 48), (2, 4096 + 2)]
+)
+def test_shapes(size: tuple[int, int], codec: str) -> None:
+    check(codec, made(codec, size, 0.37), {})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 150)),
+    whole=st.floats(2.0**-20, 2.0**12, width=32),
+    scale=st.sampled_from(["F32", "BF16", "F16"]),
+    codec=st.sampled_from(list(NAMES)),
+)
+def test_any_weight(size: tuple[int, int], whole: float, scale: str, codec: str) -> None:
+    check(codec, made(codec, (size[0], 2 * size[1]), whole, scale), {})
+
+
+@pytest.mark.parametrize("codec", NAMES)
+def test_window_in_the_middle(codec: str) -> None:
+    check(codec, made(codec, (20, 320), 0.01), {}, window=Window(3, 17, 64, 240))
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [("weight", (2, 15)), ("weight_scale", (2, 1)), ("weight_scale_2", (1, 2))],
+)
+def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
+    found = {
+        "weight": np.zeros((2, 16), np.uint8),
+        "weight_scale": np.zeros((2, 2), np.uint8),
+        "weight_scale_2": np.ones((1, 1), np.float32),
+    }
+    found[part] = np.zeros(shape, found[part].dtype)
+    with pytest.raises(ShapeMismatch, match="not"):
+        KERNELS["nvfp4-modelopt"](
+            found, Window(0, 2, 0, 32), {}, "BF16", np.empty((2, 32), np.uint16)
+        )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+def test_inner_loop_is_vectorised() -> None:
+    """One run without a jump or call takes codes to packed products to 16 bits.
+
+    (Compiled afresh, because numba shows no assembly of what it loads from its cache.)
+    """
+    fresh = numba.njit(nvfp4._decode._signature, nogil=True)(nvfp4._decode.__wrapped__)
+    (assembly,) = fresh.inspect_asm().values()
+    straight = re.split(r"^\s+(?:j\w+|call\w*)\s.*$|^\S+:.*$", assembly, flags=re.MULTILINE)
+    wanted = (r"\sv?pslld\s", r"\sv?addps\s", r"\sv?mulps\s", r"\sv?psrld\s")
+    assert any(all(re.search(one, run) for one in wanted) for run in straight)

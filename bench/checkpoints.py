@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +111,88 @@ def gpt_oss_config(size: Size) -> dict[str, object]:
             ],
         },
     }
+
+
+def qwen3_moe(size: Size) -> Iterator[Tensor]:
+    """Yield the tensors of a BF16 Qwen3-MoE checkpoint."""
+    hidden, inner = size.hidden, size.intermediate
+    yield Tensor("model.embed_tokens.weight", "BF16", (size.vocab, hidden), "normal")
+    for layer in range(size.layers):
+        prefix = f"model.layers.{layer}"
+        yield from attention(prefix, size, bias=False)
+        for name in ("q_norm", "k_norm"):
+            yield Tensor(f"{prefix}.self_attn.{name}.weight", "BF16", (size.head_dim,), "normal")
+        yield Tensor(f"{prefix}.mlp.gate.weight", "BF16", (size.experts, hidden), "normal")
+        for expert in range(size.experts):
+            base = f"{prefix}.mlp.experts.{expert}"
+            for name, shape in (
+                ("gate", (inner, hidden)),
+                ("up", (inner, hidden)),
+                ("down", (hidden, inner)),
+            ):
+                yield Tensor(f"{base}.{name}_proj.weight", "BF16", shape, "normal")
+    yield Tensor("model.norm.weight", "BF16", (hidden,), "normal")
+    yield Tensor("lm_head.weight", "BF16", (size.vocab, hidden), "normal")
+
+
+def qwen3_moe_config(size: Size) -> dict[str, object]:
+    """Return the config.json of such a checkpoint."""
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": size.hidden,
+        "intermediate_size": 3 * size.hidden,
+        "moe_intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_experts": size.experts,
+        "num_experts_per_tok": min(8, size.experts),
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "head_dim": size.head_dim,
+        "vocab_size": size.vocab,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096,
+        "dtype": "bfloat16",
+    }
+
+
+class Kind(NamedTuple):
+    """The tensors and the config.json of an architecture."""
+
+    tensors: Callable[[Size], Iterator[Tensor]]
+    config: Callable[[Size], dict[str, object]]
+
+
+KINDS = {
+    "gpt-oss": Kind(gpt_oss, gpt_oss_config),
+    "qwen3-moe": Kind(qwen3_moe, qwen3_moe_config),
+}
+# About 1.3 GB each.
+SIZES = {
+    "gpt-oss": Size(layers=2, experts=32, hidden=2880, intermediate=2880),
+    "qwen3-moe": Size(1, 128, 2048, 768, heads=32, kv_heads=8, head_dim=128),
+}
+
+
+class Source(NamedTuple):
+    """A checkpoint that is there, and the bytes of its safetensors files."""
+
+    root: Path
+    nbytes: int
+
+
+def source(folder: Path, kind: str, size: Size | None = None) -> Source:
+    """Return the checkpoint of this kind and size in `folder`, written if it is not there."""
+    size = size or SIZES[kind]
+    config = KINDS[kind].config(size)
+    root = folder / kind
+    told = root / "config.json"  # written last
+    if not told.is_file() or json.loads(told.read_text()) != config:
+        write_checkpoint(root, KINDS[kind].tensors(size), config)
+    return Source(root, sum(path.stat().st_size for path in root.glob("*.safetensors")))
 
 
 def write_checkpoint(root: Path, tensors: Iterator[Tensor], config: dict[str, object]) -> int:

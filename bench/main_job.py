@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from bench.checkpoints import Size, gpt_oss, gpt_oss_config, write_checkpoint
-from bench.measure import Cost, convert, copy_plainly, middle, run_python, write_direct
+from bench.checkpoints import Size, source
+from bench.measure import Cost, convert, copy_plainly, fresh, middle, run_python, write_direct
 
-Result = TypeVar("Result")
-SIZE = Size(layers=2, experts=32, hidden=2880, intermediate=2880)
 PEER = """
 import sys, torch
 from transformers import AutoModelForCausalLM, Mxfp4Config
@@ -37,30 +35,27 @@ class MainJob(NamedTuple):
     transformers: Cost | None
 
 
-def run_main_job(folder: Path, repeats: int = 3, *, peer: bool = True) -> MainJob:
+def run_main_job(
+    folder: Path, repeats: int = 3, *, peer: bool = True, size: Size | None = None
+) -> MainJob:
     """Run everything `repeats` times in turn (transformers once) and return the medians."""
-    source = folder / "gpt-oss"
-    source_nbytes = sum(p.stat().st_size for p in source.glob("*.safetensors"))
-    if not source_nbytes:
-        source_nbytes = write_checkpoint(source, gpt_oss(SIZE), gpt_oss_config(SIZE))
+    root, source_nbytes = source(folder, "gpt-oss", size)
     hf, tp8, copied = folder / "hf", folder / "tp8", folder / "copied"
     costs: dict[str, list[Cost]] = {"hf": [], "tp8": []}
     seconds: dict[str, list[float]] = {"direct": [], "copy": []}
     nbytes = 0
     for _ in range(repeats + 1):  # the first warms caches and is not counted
-        costs["hf"].append(_fresh(hf, lambda: convert(source, hf)))
+        costs["hf"].append(fresh(hf, lambda: convert(root, hf)))
         nbytes = sum(path.stat().st_size for path in hf.glob("*.safetensors"))
         seconds["direct"].append(write_direct(folder / "direct", nbytes))
-        costs["tp8"].append(
-            _fresh(tp8, lambda: convert(source, tp8, "--layout", "vllm", "--tp", "8"))
-        )
-        seconds["copy"].append(_fresh(copied, lambda: copy_plainly(hf, copied)))
+        costs["tp8"].append(fresh(tp8, lambda: convert(root, tp8, "--layout", "vllm", "--tp", "8")))
+        seconds["copy"].append(fresh(copied, lambda: copy_plainly(hf, copied)))
         for leftover in (tp8, copied):
             shutil.rmtree(leftover)
         (folder / "direct").unlink()
     shutil.rmtree(hf)
     saved = folder / "transformers"
-    other = _fresh(saved, lambda: run_python(PEER, [str(source), str(saved)])) if peer else None
+    other = fresh(saved, lambda: run_python(PEER, [str(root), str(saved)])) if peer else None
     shutil.rmtree(saved, ignore_errors=True)
     return MainJob(
         source_nbytes,
@@ -71,12 +66,6 @@ def run_main_job(folder: Path, repeats: int = 3, *, peer: bool = True) -> MainJo
         median(seconds["copy"][1:]),
         other,
     )
-
-
-def _fresh(folder: Path, run: Callable[[], Result]) -> Result:
-    """Run with `folder` removed before, so that every run does the whole work."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return run()
 
 
 def table(job: MainJob) -> Sequence[str]:

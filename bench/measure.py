@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+Result = TypeVar("Result")
 CHUNK_NBYTES = 16 << 20
 
 
@@ -27,22 +29,35 @@ class Cost(NamedTuple):
     read_chars: int = 0
 
 
+class Told(NamedTuple):
+    """What one run cost, and the figures that its code left in `figures`."""
+
+    cost: Cost
+    figures: dict[str, float]
+
+
 def run_python(code: str, arguments: Sequence[str] = ()) -> Cost:
     """Run Python code in a process of its own and return what it cost, start-up included."""
+    return run_telling(code, arguments).cost
+
+
+def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.executable) -> Told:
+    """Run Python code that fills the dict `figures`, in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         wrapped = (
             "import sys, json, atexit\n"
+            "figures = {}\n"
             "def _tell():\n"
             "    status = open('/proc/self/status').read()\n"
             "    peak = int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
             "    io = dict(line.split(': ') for line in open('/proc/self/io'))\n"
-            f"    json.dump([peak, int(io['rchar'])], open({report.name!r}, 'w'))\n"
+            f"    json.dump([peak, int(io['rchar']), figures], open({report.name!r}, 'w'))\n"
             "atexit.register(_tell)\n" + code
         )
         before = os.times()
         start = time.monotonic()
         subprocess.run(
-            [sys.executable, "-c", wrapped, *arguments],
+            [python, "-c", wrapped, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
         )
@@ -50,8 +65,8 @@ def run_python(code: str, arguments: Sequence[str] = ()) -> Cost:
         after = os.times()
         cpu = after.children_user + after.children_system
         cpu -= before.children_user + before.children_system
-        peak, read_chars = json.loads(Path(report.name).read_text())
-    return Cost(wall, cpu, peak, read_chars)
+        peak, read_chars, figures = json.loads(Path(report.name).read_text())
+    return Told(Cost(wall, cpu, peak, read_chars), figures)
 
 
 def convert(source: Path, target: Path, *options: str) -> Cost:
@@ -97,6 +112,12 @@ def copy_plainly(source: Path, target: Path) -> float:
             os.fsync(fd)
             os.close(fd)
     return time.monotonic() - start
+
+
+def fresh(folder: Path, run: Callable[[], Result]) -> Result:
+    """Run with `folder` removed before, so that every run does the whole work."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return run()
 
 
 def middle(costs: Sequence[Cost]) -> Cost:

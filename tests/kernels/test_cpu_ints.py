@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import re
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,7 @@ from moeconv.codecs.packed_int import run_of
 from moeconv.errors import BadSource, ShapeMismatch
 from moeconv.kernels.cpu import KERNELS, Counts, ints
 from moeconv.types import Params
+from tests.kernels.assembly import assembly_of, assert_one_run, nb
 from tests.kernels.int_parts import draw, order, scales, words
 from tests.kernels.oracle import check
 
@@ -241,12 +240,9 @@ def test_every_byte_is_exact() -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
 def test_inner_loop_is_vectorised() -> None:
-    """One run without a jump or call takes codes to floats to packed products to 16 bits.
-
-    (Compiled afresh, because numba shows no assembly of what it loads from its cache.)
-    """
-    fresh = numba.njit(ints.decode._signature, nogil=True)(ints.decode.__wrapped__)
-    (assembly,) = fresh.inspect_asm().values()
-    straight = re.split(r"^\s+(?:j\w+|call\w*)\s.*$|^\S+:.*$", assembly, flags=re.MULTILINE)
+    """One run without a jump or call takes codes to packed products to 16 bits."""
     wanted = (r"\sv?cvtdq2ps\s", r"\sv?subps\s", r"\sv?mulps\s", r"\sv?psrld\s")
-    assert any(all(re.search(one, run) for one in wanted) for run in straight)
+    assert_one_run(
+        assembly_of(ints._fast, nb.uint8[::1], nb.float32[::1], nb.float32[::1], nb.uint16[::1]),
+        wanted,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import gcd
 from typing import NamedTuple
 
 from moeconv.errors import Refused, UsageError
@@ -98,15 +99,18 @@ def _draft_raw(view: KtView, raw: RawForm, layers: list[int], numa: int) -> Layo
     multiple = raw_multiple(raw, view.places)
     form = Form("keep", raw.method, "", 0, multiple)
     drafts: list[Draft] = []
+    sides = 0
     for layer in layers:
-        _check_sizes(form, *_sizes(view, layer), numa)
+        intermediate, hidden = _sizes(view, layer)
+        _check_sizes(form, intermediate, hidden, numa)
+        sides = gcd(sides, intermediate // numa, hidden)
         drafts += raw_drafts(raw, held, layer, view.expert_layers["main", layer])
     facts: dict[str, Json] = {
         "method": raw.method,
         "tested_kt_kernel": list(TESTED),
         "checked_numa": numa,
     }
-    notes = (_cut_note(view, form, layers), *raw_notes(raw, view.places))
+    notes = (_cut_note(view, form, layers), *raw_notes(raw, view.places, sides))
     unused = {**_unused(view), **unused_parts(raw, held)}
     return Layouted(tuple(drafts), unused, facts, notes)
 

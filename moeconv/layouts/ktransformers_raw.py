@@ -20,6 +20,7 @@ _DEEPSEEK4 = "layers.{layer}.ffn.experts.{expert}.{w}."
 _W = {"gate": "w1", "up": "w3", "down": "w2"}
 _FP8_SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")
 _FLOATS = ("F32", "BF16", "F16")
+RAWINT4_TILE = 128  # seen running: other sizes end AMXInt4_KGroup_MOE, on AVX-512 too
 DECODE = "--dtype int4, int8 or bf16 decodes it"
 LOADED = (
     f"{DECODE}; kt-kernel loads FP8 (blocks of 128 x 128 or per row), RAWINT4, GPTQ_INT4, MXFP4 "
@@ -213,14 +214,15 @@ def raw_multiple(form: RawForm, places: Mapping[Key, Place]) -> int:
     return max(group, form.multiple)
 
 
-def raw_notes(form: RawForm, places: Mapping[Key, Place]) -> tuple[str, ...]:
-    """Return what a user has to know to serve a form."""
+def raw_notes(form: RawForm, places: Mapping[Key, Place], multiple: int) -> tuple[str, ...]:
+    """Return what a user has to know to serve a form; `multiple`: what divides all sides."""
     weight = next(one.weight for key, one in places.items() if key.expert is not None)
     group = int(weight.params.get("group_size", 0))
-    if form.method == "RAWINT4" and group != 32:
+    if form.method == "RAWINT4" and (group != 32 or multiple % RAWINT4_TILE):
         return (
-            f"groups of {group}: kt-kernel's AMX backend computes RAWINT4 rightly for groups of 32 "
-            "alone; serve with KT_RAWINT4_BACKEND=avx2",
+            f"groups of {group}, sizes that {multiple} divides: kt-kernel's first backend for "
+            f"RAWINT4 crashes or computes nonsense unless these are 32 and {RAWINT4_TILE}; its "
+            "AVX-VNNI backend computes it: set KT_RAWINT4_BACKEND=avxvnni",
         )
     return ()
 

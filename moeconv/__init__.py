@@ -23,7 +23,7 @@ _HOMES = {
     "verify": "moeconv.verify",
     "load": "moeconv.load",
     "Options": "moeconv.layouts.options",
-    "Resources": "moeconv.convert",
+    "Resources": "moeconv.resources",
     "Result": "moeconv.convert",
     "Progress": "moeconv.execute",
     "Signal": "moeconv.execute",
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from moeconv.api import convert as convert
     from moeconv.api import inspect as inspect
     from moeconv.api import plan as plan
-    from moeconv.convert import Resources as Resources
     from moeconv.convert import Result as Result
     from moeconv.errors import BadHeader as BadHeader
     from moeconv.errors import BadSource as BadSource
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from moeconv.load import load as load
     from moeconv.model import Model as Model
     from moeconv.plan import Plan as Plan
+    from moeconv.resources import Resources as Resources
     from moeconv.verify import Effort as Effort
     from moeconv.verify import Report as Report
     from moeconv.verify import verify as verify

@@ -14,8 +14,9 @@ from moeconv.plan import Plan, build_plan
 from moeconv.store.source import open_source
 
 if TYPE_CHECKING:  # what runs a plan takes half a second to import
-    from moeconv.convert import Resources, Result
+    from moeconv.convert import Result
     from moeconv.execute import Report, Signal
+    from moeconv.resources import Resources
 
 Name = str | PathLike[str]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,37 +18,21 @@ from moeconv.destination import (
     remove_output,
     start,
 )
-from moeconv.errors import Refused, UsageError
+from moeconv.errors import Refused
 from moeconv.execute import Limits, Report, Run, Signal, check_memory, make_jobs, open_outputs
 from moeconv.journal import JOURNAL_NAME, Entry, Header, Journal
 from moeconv.manifest import Outcome, outcome_of
 from moeconv.plan import Plan
 from moeconv.process import Context
+from moeconv.resources import IDLE_SHARE, Resources, check_floor, choose_limits
 from moeconv.store import system
 from moeconv.store.buffers import BufferPool
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
-from moeconv.store.space import check_space, cpu_count, human, memory_limit, process_peak_rss
+from moeconv.store.space import check_space, process_peak_rss
 from moeconv.store.writer import OutputFile, partial_path
 from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
-
-DEFAULT_MEMORY_NBYTES = 2 << 30
-WAITING_JOBS = 2  # beside one per core: a task that waits for the disk needs no core
-IDLE_SHARE = 4  # a quarter of the memory may lie idle in the pool, waiting for the next task
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a run may use; none of it changes a byte of the output.
-
-    memory_nbytes: of tasks in flight; None: 2 GiB, or half of what is free where that is less.
-    """
-
-    memory_nbytes: int | None = None
-    jobs: int | None = None
-    overwrite: bool = False
-    device: str = "auto"  # or cpu, cuda, cuda:I
 
 
 class Result(NamedTuple):
@@ -106,41 +88,6 @@ def check_apart(source: Path, dst: Path) -> None:
     if target == root or root in target.parents or target in root.parents:
         raise Refused(
             "DST and SRC lie in one another", where=str(dst), hint="choose a directory beside SRC"
-        )
-
-
-def choose_limits(resources: Resources) -> Limits:
-    """Return threads and memory, from the machine where they are not given.
-
-    Raises UsageError for a device that is none, Refused for one that is not there.
-    """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", resources.device) is None:
-        raise UsageError(f"--device {resources.device} is not one of auto, cpu, cuda, cuda:I")
-    if resources.device.startswith("cuda"):
-        raise Refused(
-            f"no such device: {resources.device}; this release decodes on the CPU",
-            hint="--device auto or cpu; the bytes are the same",
-        )
-    jobs = resources.jobs or cpu_count() + WAITING_JOBS
-    memory = resources.memory_nbytes
-    if memory is None:
-        memory = min(DEFAULT_MEMORY_NBYTES, max(memory_limit() // 2, 64 << 20))
-    return Limits(jobs, memory * (IDLE_SHARE - 1) // IDLE_SHARE)
-
-
-def memory_for(flight_nbytes: int) -> int:
-    """Return the --memory of which tasks in flight may take `flight_nbytes`."""
-    return -(-flight_nbytes * IDLE_SHARE // (IDLE_SHARE - 1))
-
-
-def check_floor(limits: Limits, floor_nbytes: int) -> None:
-    """Raise Refused if the largest block does not fit in what tasks in flight may take."""
-    if floor_nbytes > limits.memory_nbytes:
-        needed = memory_for(floor_nbytes)
-        raise Refused(
-            f"--memory {human(memory_for(limits.memory_nbytes))} is too small: the largest block "
-            f"needs {human(needed)}",
-            hint=f"--memory {-(-needed // (1 << 20))}MiB or more",
         )
 
 

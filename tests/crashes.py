@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import moeconv.api as api
-from moeconv.convert import Resources
+from moeconv.resources import Resources
 from moeconv.store import system
 
 CALLS = ("open_file", "pwrite", "truncate", "sync_file", "sync_data", "rename", "fallocate")

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moeconv.convert import Resources, convert_plan
+from moeconv.convert import convert_plan
 from moeconv.digest import json_digest
 from moeconv.layouts.options import Options
 from moeconv.manifest import dump_json
 from moeconv.model import build_model
 from moeconv.plan import build_plan
+from moeconv.resources import Resources
 from moeconv.store.source import open_source
 
 

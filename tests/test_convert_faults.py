@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import moeconv.api as api
-from moeconv.convert import Resources
 from moeconv.errors import IOFailed, MoeconvError
 from moeconv.plan import Plan
+from moeconv.resources import Resources
 from moeconv.store import system
 from tests.checkpoints import Size, files_of, quick_directory, write_checkpoint
 

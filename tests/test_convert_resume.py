@@ -17,11 +17,12 @@ from unittest.mock import patch
 import pytest
 
 import moeconv.api as api
-from moeconv.convert import Resources, Result
+from moeconv.convert import Result
 from moeconv.errors import Interrupted, IOFailed, Locked, Refused, Stopped, VerifyFailed
 from moeconv.execute import Signal
 from moeconv.plan import Plan
 from moeconv.process import process
+from moeconv.resources import Resources
 from moeconv.store import system
 from moeconv.store.lock import DirectoryLock
 from tests.checkpoints import Size, files_of, quick_directory, read_all, write_checkpoint

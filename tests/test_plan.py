@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import moeconv.api as api
-from moeconv.convert import Resources
 from moeconv.errors import BadSource, MoeconvError, Refused, UsageError
+from moeconv.resources import Resources
 from moeconv.store.safetensors import read_header
 from tests.checkpoints import (
     Size,

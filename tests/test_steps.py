@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import moeconv.api as api
-from moeconv.convert import Resources, check_floor, choose_limits, memory_for
 from moeconv.errors import Refused
 from moeconv.execute import check_memory
 from moeconv.plan import Plan
+from moeconv.resources import Resources, check_floor, choose_limits, memory_for
 from moeconv.steps import Work, floor_nbytes, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool, Bytes
 from moeconv.tasks import build_tasks

@@ -13,8 +13,8 @@ from moeconv.cli.tables import Printer
 from moeconv.types import Json
 
 if TYPE_CHECKING:
-    from moeconv.convert import Resources
     from moeconv.plan import Plan
+    from moeconv.resources import Resources
 
 _SHOWN = 8  # files without -v
 
@@ -36,7 +36,7 @@ def make_plan(values: Mapping[str, Json]) -> Plan:
 
 def make_resources(values: Mapping[str, Json]) -> Resources:
     """Return what a run may use, as the command line says."""
-    from moeconv.convert import Resources
+    from moeconv.resources import Resources
 
     return Resources(
         memory_nbytes=values.get("memory"),

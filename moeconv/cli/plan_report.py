@@ -6,19 +6,13 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from moeconv.convert import (
-    Resources,
-    check_apart,
-    choose_limits,
-    chosen_files,
-    memory_for,
-    needed_nbytes,
-)
+from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
 from moeconv.errors import MoeconvError, Refused
 from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
 from moeconv.plan import Plan, option_facts
+from moeconv.resources import Resources, choose_limits, memory_for
 from moeconv.store.space import check_space, free_bytes
 from moeconv.store.writer import partial_path
 from moeconv.tasks import build_tasks

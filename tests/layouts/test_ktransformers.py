@@ -12,9 +12,9 @@ import torch
 
 import moeconv.api as api
 from moeconv.codecs import amx
-from moeconv.convert import Resources
 from moeconv.errors import NonFiniteValue, Refused, UsageError
 from moeconv.layouts.ktransformers import FORMS, launch_hint
+from moeconv.resources import Resources
 from moeconv.store.space import human
 from tests import amx_oracle
 from tests.checkpoints import Size, config_of, save, write_checkpoint
@@ -281,7 +281,13 @@ REFUSALS = [
     ),
     ("qwen3moe", (48, 64), {"dtype": "bf16"}, "hidden size 48", "bf16: never"),
     ("gptoss-bf16", (128, 128), {"dtype": "int8"}, "down.bias, gate.bias, up.bias", "hf"),
-    ("qwen3moe", (128, 128), {"dtype": "fp16"}, "cannot write --dtype fp16", "int4, int8, bf16, keep"),
+    (
+        "qwen3moe",
+        (128, 128),
+        {"dtype": "fp16"},
+        "cannot write --dtype fp16",
+        "int4, int8, bf16, keep",
+    ),
     ("qwen3moe", (128, 128), {"dtype": "int8", "tp": 2}, "--tp goes with", "--layout vllm"),
     ("qwen3moe", (128, 128), {"dtype": "int8", "dense_dtype": "fp16"}, "--dense-dtype", "leave"),
 ]

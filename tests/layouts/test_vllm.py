@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import moeconv.api as api
-from moeconv.convert import Resources
 from moeconv.errors import Refused
+from moeconv.resources import Resources
 from tests.checkpoints import (
     KINDS,
     Checkpoint,

@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import main_job, start_up
+from bench import kernels, loading, main_job, ranks, scaling, start_up
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+# Name -> the part of the page. What needs most disk comes last: its sources are its own.
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
+    "main": lambda o: main_job.section(o.folder, o.repeats, peer=o.peer),
+    "ranks": lambda o: ranks.section(o.folder, o.repeats),
+    "loading": lambda o: loading.section(o.folder),
+    "kernels": lambda o: kernels.section(o.folder),
+    "start-up": lambda o: start_up.section(),
+    "scaling": lambda o: scaling.section(o.folder, o.repeats),
+}
 
 
 def machine() -> str:
@@ -23,47 +36,65 @@ def machine() -> str:
     )
 
 
-def document(job: main_job.MainJob) -> str:
+def document(sections: Sequence[Sequence[str]]) -> str:
     """Return the text of docs/benchmarks.md."""
-    source, output = job.source_nbytes / 1e9, job.output_nbytes / 1e9
     lines = [
         "# Benchmarks",
         "",
         "`make bench` runs everything here and writes this page. Figures are medians of runs that",
         "take turns on one machine; only ratios inside a table mean something elsewhere.",
         "",
-        f"Machine: {machine()}. What ran on no GPU yet is not here.",
-        "",
-        "## The main job: gpt-oss MXFP4 to BF16",
-        "",
-        f"2 layers, 32 experts, hidden and intermediate 2880: {source:.2f} GB in, "
-        f"{output:.2f} GB out. Start-up, planning and making the output durable are included; the",
-        "source is in the page cache, as it is after a download. 3 runs each, transformers once.",
-        "",
-        *main_job.table(job),
-        "",
-        "Commands: `moeconv convert gpt-oss hf`, `moeconv convert gpt-oss tp8 --layout vllm --tp 8`;",
-        "transformers: `from_pretrained(quantization_config=Mxfp4Config(dequantize=True),",
-        "dtype=torch.bfloat16)`, `save_pretrained`, `os.sync()`.",
-        "",
-        "## Start-up",
-        "",
-        *start_up.table(),
-        "",
+        f"Machine: {machine()}.",
+        "What ran on no GPU yet is not here.",
     ]
-    return "\n".join(lines)
+    for section in sections:
+        lines += ["", *section]
+    return "\n".join([*lines, ""])
 
 
-def main() -> None:
+def names(text: str) -> list[str]:
+    """Return the parts of `--only`: their names, separated by commas."""
+    chosen = text.split(",")
+    unknown = [name for name in chosen if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    return chosen
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path("bench-data"), help="where the data are made"
+    )
+    parser.add_argument(
+        "--only",
+        type=names,
+        metavar="NAMES",
+        help=f"some of {', '.join(PARTS)}, separated by commas; the page is then printed alone",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the page (default: docs/benchmarks.md, none with --only)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="of a conversion")
+    parser.add_argument(
+        "--no-peer", dest="peer", action="store_false", help="leave transformers' main job out"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", default="bench-data", help="where the data are made")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
-    options = parser.parse_args()
-    job = main_job.run_main_job(Path(options.folder), options.repeats, peer=not options.no_peer)
-    text = document(job)
-    DOCUMENT.write_text(text)
+    given = options(arguments)
+    sections = []
+    for name in given.only or PARTS:
+        start = time.monotonic()
+        sections.append(PARTS[name](given))
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    text = document(sections)
+    page = given.out or (None if given.only else DOCUMENT)
+    if page is not None:
+        page.write_text(text)
     print(text)
 
 

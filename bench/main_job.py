@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench.checkpoints import Size, source
+from bench.checkpoints import SIZES, Size, source
 from bench.measure import Cost, convert, copy_plainly, fresh, middle, run_python, write_direct
 
 PEER = """
@@ -95,3 +95,29 @@ def table(job: MainJob) -> Sequence[str]:
             )
         )
     return rows
+
+
+def section(
+    folder: Path, repeats: int = 3, *, peer: bool = True, size: Size | None = None
+) -> list[str]:
+    """Return the part of docs/benchmarks.md."""
+    job = run_main_job(folder, repeats, peer=peer, size=size)
+    chosen = size or SIZES["gpt-oss"]
+    return [
+        "## The main job: gpt-oss MXFP4 to BF16",
+        "",
+        f"{chosen.layers} layers, {chosen.experts} experts, hidden {chosen.hidden}, intermediate "
+        f"{chosen.intermediate}:",
+        f"{job.source_nbytes / 1e9:.2f} GB in, {job.output_nbytes / 1e9:.2f} GB out. Start-up, "
+        "planning and making the output durable are",
+        "included; the source is in the page cache, as it is after a download. Medians of",
+        f"{repeats}, in turn, after one that is not counted; transformers once. Aims: 70 % of the",
+        "speed of the O_DIRECT write, 15 times transformers.",
+        "",
+        *table(job),
+        "",
+        "Commands: `moeconv convert gpt-oss hf`;",
+        "`moeconv convert gpt-oss tp8 --layout vllm --tp 8`; transformers:",
+        "`from_pretrained(quantization_config=Mxfp4Config(dequantize=True),",
+        "dtype=torch.bfloat16)`, `save_pretrained`, `os.sync()`. All of it: `python -m bench --only main`.",
+    ]

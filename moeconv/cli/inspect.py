@@ -23,10 +23,11 @@ def inspect_command(values: Mapping[str, Json]) -> int:
         from moeconv.cli.output_report import describe_output
         from moeconv.finished import read_finished
 
+        finished = None
         if found.state == "finished":
-            read_finished(path)  # a damaged manifest is not to be believed
+            finished = read_finished(path)  # a damaged manifest is not to be believed
 
-        facts = describe_output(path, found)
+        facts = describe_output(path, found, finished)
         printer.json(facts)
         if not printer.silent:
             print_output(facts, printer)
@@ -123,10 +124,9 @@ def print_output(facts: Json, printer: Printer) -> None:
             ("made by", f"moeconv {facts['made_by']}" if facts["made_by"] else ""),
         ]
     )
-    if facts["rank_experts"] and facts["options"].get("ep"):
+    if facts["map"] and facts["layout"] != "hf":
         printer.line()
-        rows = [(str(i), show_numbers(one)) for i, one in enumerate(facts["rank_experts"])]
-        printer.table((">rank", "experts"), rows)
+        _print_map(facts["map"], printer)
     printer.line()
     printer.table(
         ("file", ">rank", ">tensors", ">bytes", "state"),
@@ -143,6 +143,26 @@ def print_output(facts: Json, printer: Printer) -> None:
     )
     for note in facts["notes"]:
         printer.warn(note)
+
+
+def _print_map(rows: Json, printer: Printer) -> None:
+    """Print which experts, bytes and pages lie on which rank or NUMA part."""
+    parts = any(row["numa"] is not None for row in rows)
+    place = "numa" if parts else "rank"
+    printer.table(
+        (f">{place}", "experts", ">tensors", ">bytes", ">4 KiB pages", ">shared with others"),
+        [
+            (
+                _number(row[place]),
+                show_numbers(row["experts"]),
+                _number(row["tensors"]),
+                _number(row["nbytes"]),
+                _number(row["pages"]),
+                _number(row["shared_pages"]),
+            )
+            for row in rows
+        ],
+    )
 
 
 def _counts(experts: Json) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from moeconv.cli.output_map import output_map
 from moeconv.destination import Found
-from moeconv.errors import BadSource
+from moeconv.errors import BadSource, MoeconvError
+from moeconv.finished import Finished
 from moeconv.journal import JOURNAL_NAME, read_journal
 from moeconv.store.lock import STATE_DIRECTORY
 from moeconv.store.writer import partial_path
 from moeconv.types import Json
 
 
-def describe_output(dst: Path, found: Found) -> dict[str, Json]:
-    """Return everything that `inspect DST` knows of a finished or unfinished output."""
+def describe_output(dst: Path, found: Found, finished: Finished | None) -> dict[str, Json]:
+    """Return everything that `inspect DST` knows of a finished or unfinished output.
+
+    `map`: what lies where in a finished output; None where a file's header cannot be read.
+    """
     facts = found.facts
     options = facts.get("options")
     files = facts.get("files")
@@ -40,10 +45,23 @@ def describe_output(dst: Path, found: Found) -> dict[str, Json]:
         "accounting": facts.get("accounting"),
         "auxiliary": facts.get("auxiliary"),
         "layout_facts": layout_facts,
-        "notes": facts.get("notes") or [],
+        "notes": list(facts.get("notes") or []),
     }
+    report["map"], problem = _map(finished, report["files"])
+    report["notes"] += problem
     report["nbytes"] = sum(file["nbytes"] or 0 for file in report["files"])
     return report
+
+
+def _map(finished: Finished | None, files: list[Json]) -> tuple[Json, list[str]]:
+    """Return the map of the complete files, and why there is none."""
+    if finished is None:
+        return None, []
+    complete = [file["name"] for file in files if file["state"] == "complete"]
+    try:
+        return output_map(finished, complete), []
+    except MoeconvError as error:
+        return None, [f"what lies where is not shown: {error.what}"]
 
 
 def _count(options: Mapping[str, Json], name: str) -> int:

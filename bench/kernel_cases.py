@@ -120,7 +120,12 @@ def integers(tile: Tile, draw: Draw) -> Iterator[Case]:
     """Yield the integer formats; groups of 128, zero points where the format has them."""
     rows, cols = tile
     groups = cols // GROUP
-    grouped = {"strategy": "group", "group_size": GROUP, "groups": groups, "act_order": False}
+    grouped: Params = {
+        "strategy": "group",
+        "group_size": GROUP,
+        "groups": groups,
+        "act_order": False,
+    }
     for bits in (4, 8):
         packed: Params = {
             **grouped,

@@ -59,8 +59,13 @@ def tensors_of(case: Case) -> dict[str, torch.Tensor]:
 
 def compressed_tensors(case: Case, tile: Tile) -> Run:
     """Return its decompression, in BF16; scales in BF16, too: what is fastest for it."""
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.compressors import (  # type: ignore[import-untyped]
+        BaseCompressor,
+    )
+    from compressed_tensors.quantization import (  # type: ignore[import-untyped]
+        QuantizationArgs,
+        QuantizationScheme,
+    )
 
     told = SCHEMES[case.kernel]
     args = dict(told.args)

@@ -145,9 +145,11 @@ def run(folder: Path, repeats: int = REPEATS, size: Size | None = None) -> list[
 
 
 def _row(title: str, found: Sequence[Told]) -> Row:
-    figures = (median(one.figures[key] for one in found) for key in ("first", "all", "nbytes"))
+    def middle(key: str) -> float:
+        return median(one.figures[key] for one in found)
+
     peak = median(one.cost.peak_rss for one in found)
-    return Row(title, *figures, peak, median(one.figures["own"] for one in found))
+    return Row(title, middle("first"), middle("all"), middle("nbytes"), peak, middle("own"))
 
 
 def table(rows: Sequence[Row]) -> list[str]:

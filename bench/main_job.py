@@ -119,5 +119,6 @@ def section(
         "Commands: `moeconv convert gpt-oss hf`;",
         "`moeconv convert gpt-oss tp8 --layout vllm --tp 8`; transformers:",
         "`from_pretrained(quantization_config=Mxfp4Config(dequantize=True),",
-        "dtype=torch.bfloat16)`, `save_pretrained`, `os.sync()`. All of it: `python -m bench --only main`.",
+        "dtype=torch.bfloat16)`, `save_pretrained`, `os.sync()`. All of it:",
+        "`python -m bench --only main`.",
     ]

@@ -122,4 +122,9 @@ def fresh(folder: Path, run: Callable[[], Result]) -> Result:
 
 def middle(costs: Sequence[Cost]) -> Cost:
     """Return the median of each figure."""
-    return Cost(*(median(cost[index] for cost in costs) for index in range(len(Cost._fields))))
+    return Cost(
+        median(cost.wall for cost in costs),
+        median(cost.cpu for cost in costs),
+        int(median(cost.peak_rss for cost in costs)),
+        int(median(cost.read_chars for cost in costs)),
+    )

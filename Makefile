@@ -39,7 +39,7 @@ test-gpu: $(STAMP)
 
 # kt-kernel 0.7.2 in an environment of its own: MOECONV_KT_PYTHON=/path/to/python make test-kt
 test-kt: $(STAMP)
-	$(BIN)/python -m pytest -s -rs -m client tests/clients/test_kt_kernel.py
+	$(BIN)/python -m pytest -s -rs -m client tests/clients/test_kt_kernel*.py
 
 # vLLM 0.32 in an environment of its own: MOECONV_VLLM_PYTHON=/path/to/python make test-vllm
 test-vllm: $(STAMP)

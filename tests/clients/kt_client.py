@@ -3,8 +3,8 @@
     python kt_client.py DIRECTORY METHOD PARTS IN.safetensors OUT.safetensors
 
 IN: x [tokens, hidden] BF16, ids [tokens, k] int64, weights [tokens, k] float32, and sizes
-[experts, intermediate]. OUT: y [tokens, hidden] BF16. One process per directory: kt-kernel keeps
-its loader. All NUMA parts run on node 0, so that any machine will do.
+[experts, intermediate, layer]. OUT: y [tokens, hidden] BF16. One process per directory: kt-kernel
+keeps its loader. All NUMA parts run on node 0, so that any machine will do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main(directory: str, method: str, parts: int, source: str, target: str) -> N
 
     given = load_file(source)
     x, ids, weights = given["x"], given["ids"], given["weights"]
-    experts, intermediate = given["sizes"].tolist()
+    experts, intermediate, layer = given["sizes"].tolist()
     wrapper = kt_kernel.KTMoEWrapper(
-        layer_idx=0,
+        layer_idx=layer,
         num_experts=experts,
         num_experts_per_tok=ids.shape[1],
         hidden_size=x.shape[1],

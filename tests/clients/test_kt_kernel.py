@@ -61,7 +61,7 @@ def inputs() -> dict[str, torch.Tensor]:
         "x": torch.randn(TOKENS, SIZE.hidden).bfloat16(),
         "ids": ids.contiguous(),
         "weights": torch.softmax(torch.randn(TOKENS, TOP), dim=1),
-        "sizes": torch.tensor([SIZE.experts, SIZE.intermediate]),
+        "sizes": torch.tensor([SIZE.experts, SIZE.intermediate, 0]),
     }
 
 

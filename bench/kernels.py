@@ -28,10 +28,10 @@ class Effort(NamedTuple):
     """How much to run: `tiles` are gone through `passes` times, a peer decodes `peer_tiles`."""
 
     tile: Tile = Tile(1024, 2048)  # 4 MiB of BF16
-    tiles: int = 16
-    passes: int = 4
+    tiles: int = 32
+    passes: int = 2
     repeats: int = 5
-    peer_tiles: int = 4
+    peer_tiles: int = 8
     peer_repeats: int = 3
 
     @property
@@ -96,6 +96,11 @@ def roof_bits(bits: int) -> int:
     return 4 if bits <= 5 else next(wide for wide in ROOFS if bits <= wide)
 
 
+def _copied(case: Case) -> Case:
+    """Return the case with parts in memory of its own."""
+    return case._replace(parts={part: array.copy() for part, array in case.parts.items()})
+
+
 class Bench:
     """The tiles that every kernel writes to, and the clock."""
 
@@ -130,16 +135,26 @@ class Bench:
         runs = [[self.rate(*one) for one in works] for _ in range(self.effort.repeats)]
         return [median(found) for found in zip(*runs, strict=True)]
 
-    def peer(self, run: Run) -> float:
-        """Return the GB/s of a peer on one thread, after one tile that is not counted."""
-        run()
+    def peer(self, runs: Sequence[Run]) -> float:
+        """Return the GB/s of a peer on one thread, a tile each, after one that is not counted."""
+        runs[0]()
         found = []
         for _ in range(self.effort.peer_repeats):
             start = time.perf_counter()
-            for _ in range(self.effort.peer_tiles):
+            for run in runs:
                 run()
             found.append(time.perf_counter() - start)
-        return self.effort.peer_tiles * self.effort.nbytes / median(found) / 1e9
+        return len(runs) * self.effort.nbytes / median(found) / 1e9
+
+    def peers(self, case: Case) -> tuple[tuple[str, float], ...]:
+        """Return title and GB/s of every peer that is installed; each tile has its own parts."""
+        found = []
+        for peer in installed(case.peers):
+            runs = [
+                peer.make(_copied(case), self.effort.tile) for _ in range(self.effort.peer_tiles)
+            ]
+            found.append((peer.title, self.peer(runs)))
+        return tuple(found)
 
     def roof(self, bits: int) -> Work:
         """Return the loop that reads `bits` per value and writes the tiles."""
@@ -153,7 +168,7 @@ class Bench:
         """Return the row of a case."""
         tile = self.effort.tile
         window = Window(0, tile.rows, 0, tile.cols)
-        copies = [{part: array.copy() for part, array in case.parts.items()} for _ in self.outs]
+        copies = [_copied(case).parts for _ in self.outs]
         kernel = KERNELS[case.kernel]
 
         def work(index: int) -> object:
@@ -161,8 +176,7 @@ class Bench:
 
         roof = self.roof(roof_bits(case.bits))
         reached, one, two = self.rates([(roof, 1), (work, 1), (work, 2)])
-        peers = [(peer.title, self.peer(peer.make(case, tile))) for peer in installed(case.peers)]
-        return Row(case.title, one, two, reached, tuple(peers))
+        return Row(case.title, one, two, reached, self.peers(case))
 
     def encode(self, name: str) -> Row:
         """Return the row of one of kt-kernel's packed forms."""
@@ -178,7 +192,7 @@ class Bench:
             return amx.encode(given[index], form, scales[index], packed[index])
 
         one, two = self.rates([(work, 1), (work, 2)])
-        peer = self.peer(lambda: amx_codec.encode(floats, form))
+        peer = self.peer([lambda: amx_codec.encode(floats, form)] * self.effort.peer_tiles)
         return Row(f"{form.name}: quantize and pack", one, two, 0.0, (("plain numpy", peer),))
 
 
@@ -226,7 +240,8 @@ def section(folder: Path, effort: Effort | None = None) -> list[str]:
         "on one thread that reads as many bits per value and writes the same tiles with regular",
         "stores, and does nothing else: 4-bit formats read n bytes and write 4 n, 8-bit ones 2 n;",
         "up to 5 bits count as 4, up to 8 as 8. Peers run on one thread on",
-        f"{effort.peer_tiles * effort.nbytes / 1e6:.0f} MB, medians of {effort.peer_repeats}.",
+        f"{effort.peer_tiles * effort.nbytes / 1e6:.0f} MB, a tile at a time whose result they",
+        f"allocate and that may stay in the cache, medians of {effort.peer_repeats}.",
         "gguf-py gives float32 and counts two bytes per value like the others, so ratios are of",
         "values per second; transformers' formula turns its result; plain torch and numpy are the",
         "readable references of moeconv/codecs. Aims: at least 75 % of the roofline for MXFP4,",

@@ -64,11 +64,13 @@ def test_peers_decode_the_same(case: Case) -> None:
         assert apart <= TOLERANCE, (peer.title, float(apart))
 
 
-def test_kernels(folder: Path) -> None:
-    rows = columns(kernels.section(folder, EFFORT), "MXFP4")
-    titles = {row[0] for row in rows}
-    assert {case.title for case in cases(TILE)} <= titles
-    assert all(float(row[1]) > 0 and float(row[3]) > 0 for row in rows if row[0])
+def test_kernels() -> None:
+    rows = list(kernels.run(EFFORT))
+    decoding = [case.title for case in cases(TILE)]
+    assert [row.title for row in rows[: len(decoding)]] == decoding
+    assert all(row.one > 0 and row.two > 0 for row in rows)
+    assert all((row.roof > 0) == (row.title in decoding) for row in rows)
+    assert len(kernels.table(iter(rows))) == 2 + sum(max(len(row.peers), 1) for row in rows)
 
 
 def test_sources_are_written_once(folder: Path) -> None:

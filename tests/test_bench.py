@@ -143,10 +143,10 @@ def test_tables_by_hand() -> None:
     assert columns(scaling.bounded_table(grown), "2GiB")[0][-1] == "2.35"
     loaded = [loading.Row("a", 0.5, 1.0, 2e6, 2**30, 2**29), loading.Row("b", 1, 4, 2e6, 0, 0)]
     assert columns(loading.table(loaded), "b")[0][1:6] == ["2", "1000.0", "2.0", "4000.0", "4.0"]
-    given = iter([kernels.Row("k", 6.0, 12.0, 8.0, (("p", 0.5), ("q", 2.0)))])
+    given = iter([kernels.Row("k", 6.0, 12.0, 8.0, 12.0, (("p", 0.5), ("q", 2.0)))])
     first, second = columns(kernels.table(given), "k")
-    assert first[1:] == ["6.00", "12.00", "2.00", "8.00", "75%", "p", "0.500", "12"]
-    assert second[6:] == ["q", "2.000", "3"]
+    assert first[1:] == ["6.00", "12.00", "2.00", "8.00", "75%", "1.50", "p", "0.500", "12"]
+    assert second[7:] == ["q", "2.000", "3"]
 
 
 def test_only_some_parts(

@@ -19,7 +19,7 @@ def main(src: Path, dst: Path) -> None:
     )
     plan = moeconv.plan(src, dst, layout="hf", dtype="bf16")
     print(f"{len(plan.files)} files, {plan.nbytes:,} bytes, plan {plan.digest}")
-    result = moeconv.convert(plan, dst)
+    result = moeconv.convert(plan)
     print(f"{result.state}: {result.nbytes:,} bytes written, experts {result.manifest['experts']}")
 
 

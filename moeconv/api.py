@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeconv.collector import paused
 from moeconv.destination import decide, examine
+from moeconv.errors import UsageError
 from moeconv.layouts.options import Options
 from moeconv.model import Model, build_model
 from moeconv.plan import Plan, build_plan
@@ -53,18 +55,27 @@ def plan(src: Name, dst: Name | None = None, *, config: Name | None = None, **op
 
         check_apart(model.source.root, Path(dst))
         decide(examine(Path(dst)), made, Path(dst), overwrite=False)
+        return replace(made, dst=Path(dst))
     return made
 
 
 def convert(
     plan: Plan,
-    dst: Name,
+    dst: Name | None = None,
     *,
     resources: Resources | None = None,
     progress: Report | None = None,
     signal: Signal | None = None,
 ) -> Result:
-    """Do what a plan says in `dst`; the same call again continues an interrupted one."""
+    """Do what a plan says in `dst`, or in the plan's own; once more continues an interrupted one.
+
+    Raises UsageError where neither says where to.
+    """
     from moeconv.convert import convert_plan
 
-    return convert_plan(plan, Path(dst), resources, report=progress, signal=signal)
+    target = plan.dst if dst is None else Path(dst)
+    if target is None:
+        raise UsageError(
+            "the plan has no DST", hint="moeconv.plan(src, dst), or convert(plan, dst)"
+        )
+    return convert_plan(plan, target, resources, report=progress, signal=signal)

@@ -238,7 +238,7 @@ def _entry(job: Job, done: Done) -> Entry:
         for index, digest in done.digests
     )
     files = tuple(sorted({segment.file for segment in segments}))
-    return Entry(job.work.task.number, files, segments, {"nan": done.nan, "inf": done.inf})
+    return Entry(job.work.task.number, files, segments, done.counts._asdict())
 
 
 def open_outputs(

@@ -15,29 +15,33 @@ from moeconv.journal import Entry
 from moeconv.plan import Plan
 from moeconv.types import Json
 
+COUNTED = ("nan", "inf", "overflow")
 _NESTED = (Mapping, list, tuple)
 
 
 class Outcome(NamedTuple):
-    """What the tasks of a finished output did: digest by (file, offset, bytes); experts' counts."""
+    """What the tasks of a finished output did: digest by (file, offset, bytes); counts.
+
+    `nan`, `inf`: of the source's experts; `overflow`: finite values that became Inf.
+    """
 
     segments: Mapping[int, Mapping[tuple[int, int], str]]
     nan: int
     inf: int
+    overflow: int
 
 
 def outcome_of(entries: Sequence[Entry]) -> Outcome:
     """Return what journal entries add up to."""
     segments: dict[int, dict[tuple[int, int], str]] = {}
-    counts: dict[int, tuple[int, int]] = {}
+    counts: dict[int, Mapping[str, int]] = {}
     for entry in entries:
-        counts[entry.task] = (entry.counts.get("nan", 0), entry.counts.get("inf", 0))
+        counts[entry.task] = entry.counts
         for segment in entry.segments:
             of_file = segments.setdefault(segment.file, {})
             of_file[segment.offset, segment.nbytes] = segment.digest
-    nan = sum(one for one, _ in counts.values())
-    inf = sum(one for _, one in counts.values())
-    return Outcome(segments, nan, inf)
+    totals = [sum(one.get(name, 0) for one in counts.values()) for name in COUNTED]
+    return Outcome(segments, *totals)
 
 
 def build_manifest(plan: Plan, outcome: Outcome) -> dict[str, Json]:
@@ -61,6 +65,7 @@ def build_manifest(plan: Plan, outcome: Outcome) -> dict[str, Json]:
         ],
         "accounting": accounting_facts(plan.accounting),
         "experts": {"nan": outcome.nan, "inf": outcome.inf},
+        "overflow": outcome.overflow,
         "layout_facts": dict(plan.facts),
         "notes": list(plan.notes),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 from moeconv.accounting import Accounting, account, check_drafts
@@ -37,6 +38,7 @@ class Plan:
     facts: Mapping[str, Json]
     notes: tuple[str, ...]
     digest: str
+    dst: Path | None = None  # where to, if that was said; no part of the digest
 
     @property
     def weights(self) -> tuple[Weight, ...]:

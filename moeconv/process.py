@@ -37,11 +37,13 @@ FLOAT_VIEWS = {"F32": np.float32, "F64": np.float64}
 
 
 class Done(NamedTuple):
-    """A finished task: the xxh3-128 of each region written, and what its experts held."""
+    """A finished task: the xxh3-128 of each region written, and what is not finite in it.
+
+    `counts`: NaN and Inf of the source's experts; finite values of any weight that became Inf.
+    """
 
     digests: tuple[tuple[int, str], ...]  # (index of the region, hex)
-    nan: int
-    inf: int
+    counts: Counts
 
 
 class Context(NamedTuple):
@@ -65,14 +67,13 @@ def process(work: Work, context: Context) -> Done:
         )
     )
     hashes = [xxhash.xxh3_128() for _ in wanted.task.regions]
-    nan = inf = 0
+    total = Counts(0, 0, 0)
     for piece in pieces(wanted, context.max_nbytes):
         counts = _Piece(wanted, piece, context).run(hashes)
-        nan += counts.nan
-        inf += counts.inf
+        total = Counts(*(one + other for one, other in zip(total, counts, strict=True)))
     kept = [i for i, region in enumerate(work.task.regions) if region.file in context.outputs]
     digests = tuple((index, one.hexdigest()) for index, one in zip(kept, hashes, strict=True))
-    return Done(digests, nan, inf)
+    return Done(digests, total)
 
 
 def task_nbytes(work: Work, max_nbytes: int) -> int:
@@ -109,9 +110,12 @@ class _Piece:
         return buffer.array
 
     def decode(self) -> tuple[dict[tuple[int, str], Array], Counts]:
-        """Return (member, dtype) -> elements [rows, cols] as bits, and the experts' counts."""
+        """Return (member, dtype) -> elements [rows, cols] as bits, and the counts.
+
+        NaN and Inf of the experts; overflows of every weight.
+        """
         decoded: dict[tuple[int, str], Array] = {}
-        nan = inf = 0
+        nan = inf = overflow = 0
         phase = self.piece.regions[0][1].offset if self.piece.regions else 0
         members = zip(self.work.task.members, self.work.weights, self.piece.windows, strict=True)
         for index, (member, weight, window) in enumerate(members):
@@ -130,10 +134,11 @@ class _Piece:
                     array = out.reshape(window.rows, window.cols)
                     counts = decode_window(weight, parts, window, dtype, array)
                     self.check_overflow(weight, dtype, counts)
+                    overflow += counts.overflow
                 decoded[index, dtype] = array.view(ELEMENTS[array.itemsize])
                 if weight.is_expert and number == 0:
                     nan, inf = nan + counts.nan, inf + counts.inf
-        return decoded, Counts(nan, inf, 0)
+        return decoded, Counts(nan, inf, overflow)
 
     def check_overflow(self, weight: Weight, dtype: str, counts: Counts) -> None:
         """Raise NonFiniteValue where finite values became Inf, unless --nonfinite keep."""
@@ -142,7 +147,7 @@ class _Piece:
             raise NonFiniteValue(
                 f"{counts.overflow} finite values of '{weight.name}' are too large for {dtype}",
                 where=ref.file,
-                hint="--dtype bf16 holds them; --nonfinite keep writes them as Inf",
+                hint="--dtype bf16 holds them; --nonfinite keep --overwrite writes them as Inf",
             )
 
     def assemble(

@@ -279,6 +279,7 @@ def test_overflow_of_fp16_names_the_weight(tmp_path: Path) -> None:
         assert found[6, 7] == torch.inf
         assert int(found.isinf().sum()) == 2
         assert result.manifest["experts"] == {"nan": 0, "inf": 1}  # of the source
+        assert result.manifest["overflow"] == 1  # became Inf
 
 
 def test_a_dense_overflow_is_refused_too(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def describe(run: Run) -> dict[str, Json]:
         "peak_memory_nbytes": result.peak_rss_nbytes,
         "accounting": accounting_facts(plan.accounting),
         "experts": result.manifest.get("experts"),
+        "overflow": result.manifest.get("overflow", 0),
         "missing_files": list(result.missing_files),
         "missing_ranks": lacking,
         "ranks": sorted({file.rank for file in plan.files} - set(lacking)),
@@ -200,9 +201,14 @@ def _print_state(run: Run, facts: Json, printer: Printer) -> None:
     line = f"experts: {experts['nan']:,} NaN, {experts['inf']:,} Inf · manifest moeconv.json"
     if experts["nan"] or experts["inf"]:
         printer.warn(line)
-        printer.warn("those are the source's own or allowed by --nonfinite keep; they are kept")
+        printer.warn("those are the source's own; they are kept")
     else:
         printer.done(line)
+    if facts["overflow"]:
+        printer.warn(
+            f"{facts['overflow']:,} finite values were too large and became Inf, as --nonfinite "
+            "keep allows"
+        )
 
 
 def _print_next(run: Run, facts: Json, printer: Printer) -> None:

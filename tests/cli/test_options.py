@@ -76,7 +76,8 @@ def test_version_and_completion() -> None:
 
     assert run_process("--version") == (0, f"moeconv {__version__}\n", "")
     shown = run_process("--show-completion", "bash")
-    assert "_MOECONV_COMPLETE" in shown.out or shown.code == 0
+    # typer looks for a shell among the parent processes first; a container may have none.
+    assert "_MOECONV_COMPLETE" in shown.out or "not supported" in shown.err + shown.out
 
 
 def test_no_command_shows_the_help(cli: Cli) -> None:

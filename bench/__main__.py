@@ -30,8 +30,9 @@ def machine() -> str:
     info = Path("/proc/cpuinfo").read_text()
     model = next(line.split(": ")[1] for line in info.splitlines() if "model name" in line)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = ".".join(platform.release().split(".")[:2])
     return (
-        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
+        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {kernel}, "
         f"Python {platform.python_version()}, no GPU"
     )
 

@@ -30,7 +30,8 @@ class Resources:
 def choose_limits(resources: Resources) -> Limits:
     """Return threads and memory, from the machine where they are not given.
 
-    Raises UsageError for a device that is none, Refused for one that is not there.
+    Raises UsageError for a device that is none, Refused for one that is not there or for more
+    memory than is free.
     """
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", resources.device) is None:
         raise UsageError(f"--device {resources.device} is not one of auto, cpu, cuda, cuda:I")
@@ -40,9 +41,14 @@ def choose_limits(resources: Resources) -> Limits:
             hint="--device auto or cpu; the bytes are the same",
         )
     jobs = resources.jobs or cpu_count() + WAITING_JOBS
-    memory = resources.memory_nbytes
+    memory, free = resources.memory_nbytes, memory_limit()
     if memory is None:
-        memory = min(DEFAULT_MEMORY_NBYTES, max(memory_limit() // 2, 64 << 20))
+        memory = min(DEFAULT_MEMORY_NBYTES, max(free // 2, 64 << 20))
+    elif memory > free:
+        raise Refused(
+            f"--memory {human(memory)} is more than is free here ({human(free)})",
+            hint="a smaller --memory; without it 2 GiB, or half of what is free",
+        )
     return Limits(jobs, memory * (IDLE_SHARE - 1) // IDLE_SHARE)
 
 

@@ -139,7 +139,7 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
 def serve_line(plan: Plan, dst: Path) -> str | None:
     """Return the command (or arguments) that serve an output; None where no engine loads it."""
     options = plan.options
-    if options.partial or (options.layout == "vllm" and options.dp > 1):
+    if options.partial or not plan.facts.get("vllm_loads", True):
         return None
     if options.layout == "ktransformers":
         from moeconv.layouts.ktransformers import launch_hint
@@ -154,7 +154,7 @@ def serve_line(plan: Plan, dst: Path) -> str | None:
 
 def serve_warning(plan: Plan) -> str | None:
     """Return what serving an output must not get wrong."""
-    if plan.options.layout != "vllm" or plan.options.partial:
+    if plan.options.layout != "vllm" or plan.options.partial or not plan.facts["vllm_loads"]:
         return None
     return (
         f"the files fit --tensor-parallel-size {plan.options.tp} alone: at another size vLLM loads "

@@ -16,6 +16,7 @@ from moeconv.layouts.vllm_experts import (
     expert_facts,
     rank_experts,
     serving_notes,
+    shares_heads,
 )
 from moeconv.layouts.vllm_rows import TESTED, Architecture, Piece, Row
 from moeconv.layouts.vllm_split import Splitter, View
@@ -46,6 +47,7 @@ def draft_vllm(view: View, options: Options) -> Layouted:
     facts = {
         "architecture": architecture.name,
         "tested_vllm": list(TESTED),
+        "vllm_loads": options.dp == 1 and shares_heads(view, architecture, options),
         "ranks": options.tp * options.dp,
         **expert_facts(view, options),
     }

@@ -64,9 +64,14 @@ def check_experts(view: View, architecture: Architecture, options: Options) -> N
             )
 
 
+def shares_heads(view: View, architecture: Architecture, options: Options) -> bool:
+    """Return whether vLLM's model class takes so many ranks for its key/value heads."""
+    return not architecture.even_only or view.kv_heads >= options.tp
+
+
 def serving_notes(view: View, architecture: Architecture, options: Options) -> Iterator[str]:
     """Yield what a user must know to serve an output."""
-    if architecture.even_only and view.kv_heads < options.tp:
+    if not shares_heads(view, architecture, options):
         yield (
             f"vLLM loads {architecture.name} with at most {view.kv_heads} ranks, one for each "
             "key/value head; this output repeats heads for loaders that share them"

@@ -26,6 +26,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("convert SRC DST --tp two", 2, "--tp"),
     ("convert SRC DST --jobs 0", 2, "--jobs"),
     ("convert SRC DST --device tpu", 2, "--device"),
+    ("convert SRC DST --memory 4000000GB", 3, "--memory"),
     ("convert SRC DST --device cuda:1", 3, "cuda:1"),
     ("plan SRC DST --device cuda", 3, "cuda"),
     ("convert SRC DST --jobs -1", 2, "--jobs"),

@@ -133,6 +133,8 @@ def test_gptoss_with_more_ranks_than_kv_heads_is_said(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "src", "gptoss-mxfp4", Size(kv_heads=2)).root
     assert any("at most 2 ranks" in note for note in api.plan(source, layout="vllm", tp=4).notes)
     assert not any("at most" in note for note in api.plan(source, layout="vllm", tp=2).notes)
+    assert not api.plan(source, layout="vllm", tp=4).facts["vllm_loads"]
+    assert api.plan(source, layout="vllm", tp=2).facts["vllm_loads"]
 
 
 NOTES = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
+from moeconv.dense import check_extra_layers
 from moeconv.errors import BadSource, IncompleteModel, ShapeMismatch
 from moeconv.families.base import Family
 from moeconv.sizes import Sizes
@@ -22,6 +24,7 @@ def check_complete(
     IncompleteModel: a missing expert, projection or layer; ShapeMismatch: projections that
     disagree; BadSource: sizes that contradict the config.
     """
+    check_extra_layers(weights, sizes)
     grid = _grid(places)
     if not grid:
         raise IncompleteModel(
@@ -154,11 +157,13 @@ def _check_layers(
         if weight.stack == "main" and weight.layer is not None:
             dense = any(weight.projections[0][0].startswith(f"{name}.") for name in family.dense)
             found[weight.layer] = found.get(weight.layer, False) or dense
-    missing = sorted(set(range(sizes.layers or 0)) - set(found))
+    # lazily: a config may say a billion layers
+    absent = (layer for layer in range(sizes.layers or 0) if layer not in found)
+    missing = list(islice(absent, _SHOWN))
     if missing:
         raise IncompleteModel(
             f"config.json says {sizes.layers} layers; no tensor of layer "
-            f"{', '.join(str(layer) for layer in missing[:_SHOWN])} is there",
+            f"{', '.join(str(layer) for layer in missing)} is there",
             hint="a file of the checkpoint is missing; download it again",
         )
     bare = sorted(

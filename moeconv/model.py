@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from moeconv.complete import check_complete
+from moeconv.dense import check_dense
 from moeconv.detection import Detected, Detector
 from moeconv.dims import parse_dims
 from moeconv.errors import BadSource, UnrecognizedTensor
@@ -52,7 +53,7 @@ def build_model(
 ) -> Model:
     """Return the model of a source, read from headers and a few tiny payloads.
 
-    `experts_only`: of a GGUF source, whose other tensors may be more than moeconv knows.
+    `experts_only`: whatever else the source holds or lacks, of GGUF even what moeconv cannot name.
     Raises BadSource and its kinds for anything that no rule and no codec explains.
     """
     names = translate_names(source, experts_only=experts_only) if source.kind == "gguf" else None
@@ -75,12 +76,8 @@ def build_model(
         weights = [in_model_form(weight, names) for weight in weights]
     places = _places(weights)
     expert_layers, notes = check_complete(weights, places, family, sizes)
-    dropped = [
-        Dropped(ref, "activation scale")
-        for group in (*experts, *others)
-        for ref in group.activations
-    ]
-    dropped += [Dropped(ref, "--experts-only") for ref in (names.left_out if names else ())]
+    if not experts_only:
+        check_dense(weights, expert_layers, sizes, config)
     return Model(
         source,
         family,
@@ -88,10 +85,15 @@ def build_model(
         quantization,
         tuple(weights),
         places,
-        tuple(dropped),
+        _dropped((*experts, *others), names.left_out if names else ()),
         expert_layers,
         (*source.notes, *found, *notes),
     )
+
+
+def _dropped(groups: Iterable[Group], left_out: Iterable[TensorRef]) -> tuple[Dropped, ...]:
+    scales = (Dropped(ref, "activation scale") for group in groups for ref in group.activations)
+    return (*scales, *(Dropped(ref, "--experts-only") for ref in left_out))
 
 
 def _config(source: Source) -> Mapping[str, Json]:

@@ -28,6 +28,7 @@ class Sizes(NamedTuple):
     vocab: int | None
     mtp_layers: int
     tied: bool
+    untied: bool = False  # said so: not being said is neither
     latent: tuple[int, ...] = ()  # the experts' own hidden size, where it is not the model's
 
 
@@ -51,7 +52,8 @@ def read_sizes(config: Mapping[str, Json], family: Family) -> Sizes:
         head_dim=head_dim,
         vocab=reader.number("vocab"),
         mtp_layers=reader.number("mtp_layers", least=0) or 0,
-        tied=reader.tied(),
+        tied=bool(reader.tied()),
+        untied=reader.tied() is False,
         latent=reader.numbers("latent"),
     )
 
@@ -95,14 +97,14 @@ class _Reader:
         values = value if isinstance(value, list) else [value]
         return tuple(_checked(one, field, 1) for one in values)
 
-    def tied(self) -> bool:
-        """Return whether lm_head is the embedding; the config comes before its sections."""
+    def tied(self) -> bool | None:
+        """Return whether lm_head is the embedding, None if nothing says; sections come last."""
         values = [
             fields["tie_word_embeddings"]
             for _, fields in _sections(self.config, ("", "text_config", "llm_config"))
             if fields.get("tie_word_embeddings") is not None
         ]
-        return bool(values and values[0])
+        return bool(values[0]) if values else None
 
     def _find(self, fact: str) -> tuple[str, Json]:
         """Return (field, value) of the first field that is set; BadSource where two disagree."""

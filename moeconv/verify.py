@@ -80,7 +80,7 @@ class Report:
         raise VerifyFailed(
             first.what + (f" (and {more} more problems)" if more else ""),
             where=first.where,
-            hint="moeconv convert --overwrite makes the output anew",
+            hint=first.hint,
         )
 
 
@@ -158,7 +158,8 @@ def recorded_plan(finished: Finished, source: Path, config: Path | None) -> Plan
             hint="give the source (and --config) that it was converted from",
         )
     options = recorded_options(facts["options"])
-    plan = build_plan(build_model(opened, orientation=options.orientation), options)
+    model = build_model(opened, orientation=options.orientation, experts_only=options.experts_only)
+    plan = build_plan(model, options)
     if plan.digest != facts["plan"]:
         raise VerifyFailed(
             "this moeconv plans the conversion differently",

@@ -1,0 +1,115 @@
+"""Holes in what surrounds the experts: each is named, and no published form is taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from moeconv.errors import BadSource, IncompleteModel
+from moeconv.model import build_model
+from tests.families.sources import Names, source_of
+from tests.families.test_families import names_of
+
+
+class Hole(NamedTuple):
+    """The tensors called `gone` are taken away; `says` is what remains to tell."""
+
+    case: str
+    gone: tuple[str, ...]
+    says: str
+
+
+def of_layers(name: str) -> tuple[str, ...]:
+    return tuple(f"model.layers.{layer}.{name}.weight" for layer in range(4))
+
+
+HOLES = (
+    Hole("qwen3_moe", ("lm_head.weight",), "no output head"),
+    Hole("qwen3_moe", ("model.norm.weight",), "no norm after the last layer"),
+    Hole("qwen3_moe", ("model.embed_tokens.weight",), "no embedding"),
+    Hole("cohere2_moe", ("model.embed_tokens.weight",), "no embedding"),
+    Hole("nemotron_h", ("backbone.norm_f.weight",), "no norm after the last layer"),
+    Hole("mistral4", ("model.layers.2.mlp.gate.weight",), "layer 2 has experts, but no router"),
+    Hole("qwen3_moe", of_layers("mlp.gate"), "layer 0 has experts, but no router"),
+    Hole(
+        "longcat_flash",
+        ("model.layers.1.mlp.router.classifier.weight",),
+        "layer 1 has experts, but no router",
+    ),
+    Hole("qwen3_moe", of_layers("self_attn.q_proj"), "no 'self_attn.q_proj.weight'"),
+    Hole("qwen3_moe", of_layers("self_attn.o_proj"), "no 'self_attn.o_proj.weight'"),
+    Hole("qwen3_moe", of_layers("self_attn.k_norm"), "no 'self_attn.k_norm.weight'"),
+    Hole("qwen3_moe", ("model.layers.0.self_attn.q_proj.weight",), "layer 0 has '"),
+    Hole(
+        "qwen3_moe",
+        ("model.layers.1.self_attn.v_proj.weight",),
+        "layer 1 has no 'self_attn.v_proj.weight', which layer 0 has",
+    ),
+    Hole(
+        "qwen3_moe",
+        ("model.layers.3.input_layernorm.weight",),
+        "layer 3 has no 'input_layernorm.weight', which layer 0 has",
+    ),
+    Hole(
+        "granitemoe",
+        ("model.layers.3.input_layernorm.weight",),
+        "layer 3 has no 'input_layernorm.weight', which layer 0 has",
+    ),
+)
+
+
+def without(names: Names, gone: tuple[str, ...]) -> Names:
+    left = {name: what for name, what in names.tensors.items() if name not in gone}
+    assert len(left) == len(names.tensors) - len(gone)
+    return names._replace(tensors=left)
+
+
+@pytest.mark.parametrize("hole", HOLES, ids=lambda hole: f"{hole.case}-{hole.gone[0]}")
+def test_holes_are_named(hole: Hole, tmp_path: Path) -> None:
+    names = without(names_of(hole.case), hole.gone)
+    with pytest.raises(IncompleteModel, match=hole.says) as raised:
+        build_model(source_of(names, tmp_path))
+    assert raised.value.hint
+
+
+def test_experts_alone_need_nothing_around_them(tmp_path: Path) -> None:
+    names = without(names_of("qwen3_moe"), ("lm_head.weight", "model.norm.weight"))
+    assert build_model(source_of(names, tmp_path), experts_only=True).expert_layers
+
+
+def test_layers_of_kinds_that_the_config_names_may_differ(tmp_path: Path) -> None:
+    """Gemma 4 has no v_proj in its global layers, of which a small model has one."""
+    names = without(names_of("qwen3_moe"), ("model.layers.3.self_attn.v_proj.weight",))
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    names = names._replace(config={**names.config, "layer_types": kinds})
+    assert build_model(source_of(names, tmp_path)).expert_layers
+
+
+def test_more_layers_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    names = names_of("qwen3_moe")
+    config = {**names.config, "num_hidden_layers": 3}
+    with pytest.raises(BadSource, match="says 3 layers; the files have layer 3"):
+        build_model(source_of(names._replace(config=config), tmp_path))
+    marked = {**names.tensors, "model.layers.3.enorm.weight": ("BF16", (64,))}
+    model = build_model(source_of(Names(config, marked), tmp_path))
+    assert {stack for stack, _ in model.expert_layers} == {"main", "mtp"}
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
+    names = names_of("qwen3_moe")
+    for vocab, fits in ((63, True), (64, True), (65, False)):
+        source = source_of(names._replace(config={**names.config, "vocab_size": vocab}), tmp_path)
+        if fits:
+            build_model(source)
+            continue
+        with pytest.raises(BadSource, match=r"has 64 rows; config.json says a vocabulary of 65"):
+            build_model(source)
+
+
+def test_a_billion_layers_are_refused_at_once(tmp_path: Path) -> None:
+    names = names_of("qwen3_moe")
+    config = {**names.config, "num_hidden_layers": 10**9}
+    with pytest.raises(IncompleteModel, match=r"says 1000000000 layers; no tensor of layer 4, 5"):
+        build_model(source_of(names._replace(config=config), tmp_path))

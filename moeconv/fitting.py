@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 from moeconv.codecs.base import Codec, header_shapes
 from moeconv.dims import Dims, parse_dims
-from moeconv.errors import BadSource, Refused, ShapeMismatch
+from moeconv.errors import BadSource, Refused, ShapeMismatch, UnrecognizedTensor
 from moeconv.families.base import Rule
 from moeconv.grouping import Group
 from moeconv.sizes import Sizes
 from moeconv.types import Weight, element_count
 
 IN_OUT = "in-out"
+# What ends the name of a tensor that is integers by nature: tables of tokens, positions, counters.
+INTEGERS = ("tid2eid", "_ids", "_index", "num_batches_tracked", "weight_shape")
 
 
 class Fit(NamedTuple):
@@ -133,8 +135,11 @@ def _no_fit(group: Group, shape: tuple[int, ...], fits: Sequence[Fit], sizes: Si
 def check_parts(weight: Weight, codec: Codec, *, flat: bool = False) -> None:
     """Raise ShapeMismatch for a part whose dtype or shape is not what its codec needs.
 
+    BadSource and UnrecognizedTensor: integers where the numbers of a weight are expected.
     `flat`: the slots lie one after another in the first axis.
     """
+    if codec.name == "raw":
+        _check_integers(weight)
     tiles = codec.tiles(weight.params)
     for part, ref in weight.parts.items():
         tile = tiles.get(part)
@@ -157,6 +162,18 @@ def check_parts(weight: Weight, codec: Codec, *, flat: bool = False) -> None:
                 where=ref.file,
                 hint="the file is damaged, or config.json does not belong to it",
             )
+
+
+def _check_integers(weight: Weight) -> None:
+    ref = next(iter(weight.parts.values()))
+    if ref.name.endswith(INTEGERS) and not weight.is_expert:
+        return
+    error = UnrecognizedTensor if weight.is_expert else BadSource
+    raise error(
+        f"'{ref.name}' is {ref.dtype} {list(ref.shape)}, which are no numbers of a weight",
+        where=ref.file,
+        hint="the file is damaged, or this release of moeconv does not know the quantization",
+    )
 
 
 def _stacked(slots: int, shape: tuple[int, ...], *, flat: bool) -> tuple[int, ...]:

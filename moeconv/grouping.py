@@ -217,6 +217,5 @@ def _unrecognized(name: str, ref: TensorRef, family: Family) -> UnrecognizedTens
     return UnrecognizedTensor(
         f"'{name}' matches no rule of family '{family.name}'; its expert tensors are: {patterns}",
         where=ref.file,
-        hint="if it is not an expert tensor leave it out with --exclude; else this release of "
-        "moeconv does not know the layout",
+        hint="this release of moeconv does not know the layout; look for a newer one",
     )

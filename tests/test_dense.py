@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from moeconv.errors import BadSource, IncompleteModel
+from moeconv.errors import BadSource, IncompleteModel, UnrecognizedTensor
 from moeconv.model import build_model
 from tests.families.sources import Names, source_of
 from tests.families.test_families import names_of
@@ -113,3 +113,30 @@ def test_a_billion_layers_are_refused_at_once(tmp_path: Path) -> None:
     config = {**names.config, "num_hidden_layers": 10**9}
     with pytest.raises(IncompleteModel, match=r"says 1000000000 layers; no tensor of layer 4, 5"):
         build_model(source_of(names._replace(config=config), tmp_path))
+
+
+INTEGERS = (
+    ("model.layers.1.mlp.experts.0.up_proj.weight", UnrecognizedTensor),
+    ("model.layers.1.self_attn.q_proj.weight", BadSource),
+    ("model.layers.1.mlp.gate.weight", BadSource),
+    ("model.norm.weight", BadSource),
+)
+
+
+@pytest.mark.parametrize("dtype", ["I16", "U16", "I32", "I64", "BOOL"])
+@pytest.mark.parametrize(("name", "error"), INTEGERS)
+def test_integers_are_no_weights(
+    name: str, error: type[BadSource], dtype: str, tmp_path: Path
+) -> None:
+    names = names_of("dots1")
+    shape = names.tensors[name][1]
+    tensors = {**names.tensors, name: (dtype, shape)}
+    with pytest.raises(error, match=rf"'{name}' is {dtype}"):
+        build_model(source_of(names._replace(tensors=tensors), tmp_path))
+
+
+def test_tables_of_integers_are_kept(tmp_path: Path) -> None:
+    names = names_of("dots1")
+    table = {"model.visual.embeddings.position_ids": ("I64", (1, 8))}
+    model = build_model(source_of(names._replace(tensors=names.tensors | table), tmp_path))
+    assert [weight.name for weight in model.weights if weight.codec == "raw"] == list(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from moeconv.accounting import Accounting, account, check_drafts
 from moeconv.arrange import OutFile, arrange_hf, arrange_layers, arrange_ranks
 from moeconv.digest import json_digest
+from moeconv.dense import check_dense
 from moeconv.errors import Refused, UsageError
 from moeconv.families.config_fields import CONFIG_SECTIONS
 from moeconv.keeping import keeps_quantization, kept_model, kept_tiles
@@ -83,6 +84,8 @@ LAYOUTS: tuple[Layout, ...] = (
 def build_plan(model: Model, options: Options) -> Plan:
     """Return the plan; Refused for options that the model or layout does not have."""
     layout = check_options(model, options)
+    if layout.name != "ktransformers" and not options.partial:
+        check_dense(model.weights, model.expert_layers, model.sizes, model.source.config)
     held = kept_model(model, options)
     laid_out = _draft(model, held, options)
     drafts = _selected(laid_out.drafts, options)
@@ -271,8 +274,17 @@ def _digest(model: Model, options: Options, files: Sequence[OutFile]) -> str:
 
 
 def option_facts(options: Options) -> Mapping[str, Json]:
-    """Return the options that change bytes (or what is written), as JSON values."""
+    """Return the options that change bytes (or what is written), as JSON values.
+
+    A default that is given is the same as none.
+    """
     names = [name for name in options.__dataclass_fields__ if name != "ranks"]
+    if options.layout == "hf" and options.max_file_size == DEFAULT_MAX_FILE_NBYTES:
+        options = replace(options, max_file_size=None)
+    if replace(options, dense_dtype=None).dense == options.dense:
+        options = replace(options, dense_dtype=None)
+    if replace(options, uneven=None).pads == options.pads:
+        options = replace(options, uneven=None)
     return {name: _plain(getattr(options, name)) for name in names}
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from moeconv.commit import INDEX, output_configs
 from moeconv.destination import MANIFEST
 from moeconv.digest import bytes_digest, file_digest
-from moeconv.errors import BadHeader, BadSource
-from moeconv.findings import Findings
+from moeconv.errors import BadHeader, BadSource, IOFailed
+from moeconv.findings import REMOVE, Findings
 from moeconv.finished import Finished, RecordedFile
 from moeconv.manifest import accounting_facts, dump_json
+from moeconv.ownership import is_for_loaders
 from moeconv.plan import Plan
 from moeconv.store.safetensors import Header, read_header
 from moeconv.store.shards import read_whole
@@ -22,8 +23,6 @@ from moeconv.types import Json
 
 _SUFFIX = ".safetensors"
 _MAX_INDEX_NBYTES = 1 << 30
-# What a loader takes for the model's own where it lies beside the weights.
-_CONFIGS = ("config.json", INDEX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +59,14 @@ def _check_file(
     if actual_nbytes != file.nbytes:
         what = f"the file has {actual_nbytes} bytes; the manifest says {file.nbytes}"
         findings.problem(what, file.name)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise IOFailed(
+            f"the file cannot be read: {error.strerror}",
+            where=str(path),
+            hint="check its permissions and the disk, then verify again",
+        ) from error
     try:
         header = read_header(path, file.name)
     except BadHeader as error:
@@ -107,12 +114,12 @@ def check_beside(finished: Finished, findings: Findings) -> None:
             continue
         if is_directory:
             _check_below(finished, name, findings)
-        elif name.endswith(_SUFFIX):
+        elif name.lower().endswith(_SUFFIX):
             what = "moeconv did not write this file; loaders read every .safetensors file here"
-            findings.problem(what, name)
-        elif name in _CONFIGS:
+            findings.problem(what, name, REMOVE)
+        elif is_for_loaders(name):
             what = "moeconv did not write this file; loaders would take the output for that model"
-            findings.problem(what, name)
+            findings.problem(what, name, REMOVE)
         else:
             findings.note(f"moeconv did not write {name}")
 
@@ -123,7 +130,7 @@ def _check_below(finished: Finished, name: str, findings: Findings) -> None:
         return
     what = f"moeconv did not write the {_SUFFIX} files in this sub-directory"
     if finished.layout == "ktransformers":
-        findings.problem(f"{what}; kt-kernel reads them too", name)
+        findings.problem(f"{what}; kt-kernel reads them too", name, REMOVE)
     else:
         findings.note(f"{what}: {name}")
 

@@ -15,6 +15,7 @@ from moeconv.destination import (
     decide,
     examine,
     hide,
+    refuse_strangers,
     remove_output,
     start,
 )
@@ -143,6 +144,7 @@ class _Conversion:
         missing = self.missing(tasks, outcome)
         if missing:
             return self.result("waiting", {}, written, missing)
+        refuse_strangers(examine(self.dst), self.dst)  # what came while this run was converting
         manifest = commit(self.plan, self.dst, outcome)
         return self.result("converted", manifest, written, ())
 

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from moeconv.execute import Progress
 
 SHOWN_PROBLEMS = 50
+ANEW = "moeconv convert --overwrite makes the output anew"
+REMOVE = "remove it, or move it elsewhere: moeconv never removes others' files"
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: what, and where (file, byte range)."""
+    """One thing that is wrong: what, where (file, byte range), and what to do."""
 
     what: str
     where: str
+    hint: str = ANEW
 
 
 @dataclass(slots=True)
@@ -32,10 +35,10 @@ class Findings:
     done_nbytes: int = 0
     done_tasks: int = 0
 
-    def problem(self, what: str, where: str) -> None:
+    def problem(self, what: str, where: str, hint: str = ANEW) -> None:
         """Note a problem."""
         if len(self.problems) < SHOWN_PROBLEMS:
-            self.problems.append(Problem(what, where))
+            self.problems.append(Problem(what, where, hint))
         else:
             self.more_problems += 1
 

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 from moeconv.destination import MANIFEST, STARTED
 from moeconv.digest import json_digest
-from moeconv.errors import UsageError, VerifyFailed
+from moeconv.errors import IOFailed, UsageError, VerifyFailed
 from moeconv.manifest import dump_json
+from moeconv.ownership import is_plain_name, is_started, read_object
 from moeconv.plan import FORMAT_VERSION
 from moeconv.store.lock import STATE_DIRECTORY
-from moeconv.store.strictjson import UNPRINTABLE, JsonProblem, parse_object
+from moeconv.store.strictjson import JsonProblem, parse_object
 from moeconv.types import Json
 
-_DAMAGED_HINT = "restore it from a copy; or moeconv convert --overwrite makes the output anew"
+# Not --overwrite: nothing is removed by a list of names that cannot be believed.
+_DAMAGED_HINT = "restore it from a copy; or remove the directory and convert anew"
 _DIGEST = re.compile("[0-9a-f]{32}")
 _FIELDS: Mapping[str, type] = {
     "moeconv": str,
@@ -91,7 +93,15 @@ def read_finished(dst: Path) -> Finished:
     """
     if not dst.is_dir():
         raise UsageError(f"there is no directory {str(dst)!r}", hint="check the path of DST")
-    if (dst / STATE_DIRECTORY / STARTED).exists():
+    started = dst / STATE_DIRECTORY / STARTED
+    if started.exists():
+        facts = read_object(started)
+        if facts is None or not is_started(facts):
+            raise VerifyFailed(
+                "the output is unfinished, and its record is damaged",
+                where=str(started),
+                hint="remove the directory and convert anew",
+            )
         raise VerifyFailed(
             "the output is unfinished",
             where=str(dst),
@@ -107,8 +117,10 @@ def read_finished(dst: Path) -> Finished:
             hint="give the directory that moeconv convert wrote",
         ) from None
     except OSError as error:
-        raise VerifyFailed(
-            f"{MANIFEST} cannot be read: {error.strerror}", where=str(path)
+        raise IOFailed(
+            f"{MANIFEST} cannot be read: {error.strerror}",
+            where=str(path),
+            hint="check its permissions and the disk",
         ) from error
     try:
         return _parse(dst, data)
@@ -181,7 +193,7 @@ def _segments(entry: Json) -> Iterator[Segment]:
 
 
 def _check_name(name: str) -> None:
-    if not name or Path(name).name != name or UNPRINTABLE.search(name):
+    if not is_plain_name(name):
         raise JsonProblem(f"names the file {name!r:.200}, which is not in the directory itself")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -227,7 +228,9 @@ def test_another_plan_is_refused_and_named(state: str, source: Path, tmp_path: P
         convert(plan_of(source), out)
     else:
         stop_after(plan_of(source), out, 3)
-    with pytest.raises(Refused, match=rf"{state} output of another .*--dtype 'bf16' there") as got:
+    with pytest.raises(
+        Refused, match=rf"{state} output of another .*--dtype bf16 there, fp16 now"
+    ) as got:
         convert(plan_of(source, dtype="fp16", nonfinite="keep"), out)
     assert "--overwrite" in str(got.value)
     convert(plan_of(source, dtype="fp32"), out, overwrite=True)
@@ -387,3 +390,101 @@ def test_the_same_source_elsewhere_continues(source: Path, whole: Any, tmp_path:
     moved = source.rename(tmp_path / "moved")
     convert(plan_of(moved), out)
     assert files_of(out) == whole
+
+
+@pytest.mark.parametrize("state", ["unfinished", "finished"])
+def test_others_weights_beside_an_output_are_refused(
+    state: str, source: Path, whole: Any, tmp_path: Path
+) -> None:
+    plan, out = plan_of(source), tmp_path / "out"
+    if state == "finished":
+        convert(plan, out)
+    else:
+        stop_after(plan, out, 3)
+    (out / "notes.txt").write_text("mine")
+    stranger = out / "model-rank-0-part-7.safetensors"
+    stranger.write_bytes(whole["model-rank-1-part-0.safetensors"])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for overwrite in (False, True):
+        with pytest.raises(Refused, match=stranger.name) as caught:
+            convert(plan, out, overwrite=overwrite)
+        assert caught.value.exit_code == 3 and "remove them" in caught.value.hint
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    stranger.unlink()
+    convert(plan, out)
+    assert files_of(out) == {**whole, "notes.txt": b"mine"}
+
+
+def test_others_weights_that_come_while_converting_keep_it_unfinished(
+    source: Path, whole: Any, tmp_path: Path
+) -> None:
+    plan, out = plan_of(source), tmp_path / "out"
+
+    def intruding(*arguments: Any) -> Any:
+        (out / "x.safetensors").write_bytes(b"")
+        return process(*arguments)
+
+    with (
+        patch("moeconv.execute.process", intruding),
+        pytest.raises(Refused, match=r"x\.safetensors"),
+    ):
+        convert(plan, out)
+    assert not any((out / name).exists() for name in MODEL)
+    (out / "x.safetensors").unlink()
+    convert(plan, out)
+    assert files_of(out) == whole
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_finished_output_without_its_configs_is_not_finished(
+    name: str, source: Path, whole: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "whole"
+    (out / name).unlink()
+    with pytest.raises(VerifyFailed, match=f"{name} is missing"):
+        convert(plan_of(source), out)
+    convert(plan_of(source), out, overwrite=True)
+    assert files_of(out) == whole
+
+
+MANIFESTS = ['{"plan": 1, "files": 3}', '{"plan": "p", "files": [5], "auxiliary": [7]}']
+
+
+@pytest.mark.parametrize("text", MANIFESTS)
+def test_a_manifest_of_another_kind_is_not_ours(text: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "moeconv.json").write_text(text)
+    (out / "config.json").write_text("{}")
+    before = files_of(out)
+    with pytest.raises(Refused, match="did not write"):
+        convert(plan_of(source), out, overwrite=True)
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("state", ["new", "begun"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_directory_that_may_not_be_written_is_refused(
+    code: int, state: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if state == "begun":
+        stop_after(plan_of(source), out, 3)
+
+    def forbidding(path: Path, *arguments: Any) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(system, "make_directories", forbidding)
+        with pytest.raises(Refused, match="cannot be written to") as caught:
+            convert(plan_of(source), out)
+    assert caught.value.exit_code == 3 and "continues" not in caught.value.hint
+
+
+def test_a_directory_without_permission_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(Refused, match="cannot be written to"):
+        convert(plan_of(source), tmp_path / "out")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from moeconv import reread
-from moeconv.errors import UsageError, VerifyFailed
+from moeconv.destination import examine
+from moeconv.errors import IOFailed, UsageError, VerifyFailed
 from moeconv.execute import Progress
 from moeconv.finished import RecordedFile, Segment
 from moeconv.store import system
@@ -230,10 +233,48 @@ def test_files_that_no_loader_reads_are_notes(hf: Path) -> None:
 
 def test_an_unfinished_output_is_refused(hf: Path) -> None:
     (hf / ".moeconv").mkdir()
-    (hf / ".moeconv" / "plan.json").write_text("{}")
+    facts = {"format": 1, "plan": "p", "source": "s", "options": {}, "files": ["a"]}
+    (hf / ".moeconv" / "plan.json").write_text(json.dumps(facts))
     with pytest.raises(VerifyFailed, match="unfinished") as caught:
         verify(hf)
     assert caught.value.exit_code == 5 and "continues" in caught.value.hint
+    (hf / ".moeconv" / "plan.json").write_text("{}")
+    with pytest.raises(VerifyFailed, match="record is damaged") as caught:
+        verify(hf)
+    assert "remove the directory" in caught.value.hint
+
+
+def test_a_damaged_manifest_is_to_be_removed_as_convert_says_too(hf: Path) -> None:
+    text = (hf / "moeconv.json").read_text()
+    (hf / "moeconv.json").write_text(text.replace('"plan": "', '"plan": "0'))
+    with pytest.raises(VerifyFailed, match="damaged") as caught:
+        verify(hf)
+    assert "overwrite" not in caught.value.hint and "remove the directory" in caught.value.hint
+    assert examine(hf).state == "damaged"
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "x.gguf"])
+def test_others_weights_are_to_be_removed(name: str, hf: Path) -> None:
+    (hf / name).write_bytes(b"")
+    with pytest.raises(VerifyFailed, match="did not write this file") as caught:
+        verify(hf, effort=ONE).require_ok()
+    assert caught.value.hint.startswith("remove it")
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(
+    hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, wanted = os.open, sorted(hf.glob("*.safetensors"))[1]
+
+    def forbidding(path: Any, *arguments: Any, **named: Any) -> int:
+        if Path(path) == wanted:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", forbidding)
+    with pytest.raises(IOFailed, match="Permission denied") as caught:
+        verify(hf, effort=ONE)
+    assert caught.value.exit_code == 74 and wanted.name in caught.value.where
 
 
 def test_what_is_no_output_is_refused(tmp_path: Path, fixtures: Path) -> None:

@@ -19,12 +19,12 @@ def inspect_command(values: Mapping[str, Json]) -> int:
     path = Path(values["src"])
     printer = Printer(values)
     found = examine(path) if path.is_dir() else None
-    if found is not None and found.state in ("finished", "unfinished"):
+    if found is not None and found.state in ("finished", "unfinished", "damaged"):
         from moeconv.cli.output_report import describe_output
         from moeconv.finished import read_finished
 
         finished = None
-        if found.state == "finished":
+        if found.state != "unfinished":
             finished = read_finished(path)  # a damaged manifest is not to be believed
 
         facts = describe_output(path, found, finished)

@@ -15,6 +15,8 @@ from moeconv.store import system
 STATE_DIRECTORY = ".moeconv"
 LOCK_NAME = "lock"
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+# Nothing has begun where these come: there is nothing that could continue.
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 _OWNER_NBYTES = 4096
 
 flock = fcntl.flock
@@ -39,6 +41,12 @@ class DirectoryLock:
             os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         except OSError as error:
             self._release()
+            if error.errno in _FORBIDDEN:
+                raise errors.Refused(
+                    f"the output directory cannot be written to: {error.strerror}",
+                    where=str(error.filename or self.path),
+                    hint="check its permissions and mount, or choose another directory",
+                ) from error
             raise system.failed("lock the output directory", error, str(self.path)) from error
         return self
 
@@ -60,6 +68,8 @@ class DirectoryLock:
     def _attempt(self) -> int:
         """Return the locked descriptor, or -1 if the file was removed while it was being locked."""
         system.make_directories(self.path.parent)
+        if not os.access(self.path.parent.parent, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.path.parent.parent))
         fd = system.open_file(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._flock(fd)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from moeconv.complete import check_complete
-from moeconv.dense import check_dense
 from moeconv.detection import Detected, Detector
 from moeconv.dims import parse_dims
 from moeconv.errors import BadSource, UnrecognizedTensor
@@ -53,7 +52,7 @@ def build_model(
 ) -> Model:
     """Return the model of a source, read from headers and a few tiny payloads.
 
-    `experts_only`: whatever else the source holds or lacks, of GGUF even what moeconv cannot name.
+    `experts_only`: of a GGUF source, whose other tensors may be more than moeconv knows.
     Raises BadSource and its kinds for anything that no rule and no codec explains.
     """
     names = translate_names(source, experts_only=experts_only) if source.kind == "gguf" else None
@@ -76,8 +75,6 @@ def build_model(
         weights = [in_model_form(weight, names) for weight in weights]
     places = _places(weights)
     expert_layers, notes = check_complete(weights, places, family, sizes)
-    if not experts_only:
-        check_dense(weights, expert_layers, sizes, config)
     return Model(
         source,
         family,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from moeconv.accounting import Accounting, account, check_drafts
 from moeconv.arrange import OutFile, arrange_hf, arrange_layers, arrange_ranks
-from moeconv.digest import json_digest
 from moeconv.dense import check_dense
+from moeconv.digest import json_digest
 from moeconv.errors import Refused, UsageError
 from moeconv.families.config_fields import CONFIG_SECTIONS
 from moeconv.keeping import keeps_quantization, kept_model, kept_tiles

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from moeconv.errors import BadSource, IncompleteModel, UnrecognizedTensor
-from moeconv.model import build_model
+from moeconv.layouts.options import Options
+from moeconv.model import Model, build_model
+from moeconv.plan import build_plan
 from tests.families.sources import Names, source_of
 from tests.families.test_families import names_of
 
@@ -60,6 +62,13 @@ HOLES = (
 )
 
 
+def planned(names: Names, root: Path, **options: Any) -> Model:
+    """Return the model after a conversion of it was planned."""
+    model = build_model(source_of(names, root))
+    build_plan(model, Options(**options))
+    return model
+
+
 def without(names: Names, gone: tuple[str, ...]) -> Names:
     left = {name: what for name, what in names.tensors.items() if name not in gone}
     assert len(left) == len(names.tensors) - len(gone)
@@ -70,13 +79,13 @@ def without(names: Names, gone: tuple[str, ...]) -> Names:
 def test_holes_are_named(hole: Hole, tmp_path: Path) -> None:
     names = without(names_of(hole.case), hole.gone)
     with pytest.raises(IncompleteModel, match=hole.says) as raised:
-        build_model(source_of(names, tmp_path))
+        planned(names, tmp_path)
     assert raised.value.hint
 
 
 def test_experts_alone_need_nothing_around_them(tmp_path: Path) -> None:
     names = without(names_of("qwen3_moe"), ("lm_head.weight", "model.norm.weight"))
-    assert build_model(source_of(names, tmp_path), experts_only=True).expert_layers
+    assert planned(names, tmp_path, experts_only=True)
 
 
 def test_layers_of_kinds_that_the_config_names_may_differ(tmp_path: Path) -> None:
@@ -84,35 +93,35 @@ def test_layers_of_kinds_that_the_config_names_may_differ(tmp_path: Path) -> Non
     names = without(names_of("qwen3_moe"), ("model.layers.3.self_attn.v_proj.weight",))
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
     names = names._replace(config={**names.config, "layer_types": kinds})
-    assert build_model(source_of(names, tmp_path)).expert_layers
+    assert planned(names, tmp_path).expert_layers
 
 
 def test_more_layers_than_the_config_says_are_refused(tmp_path: Path) -> None:
     names = names_of("qwen3_moe")
     config = {**names.config, "num_hidden_layers": 3}
     with pytest.raises(BadSource, match="says 3 layers; the files have layer 3"):
-        build_model(source_of(names._replace(config=config), tmp_path))
+        planned(names._replace(config=config), tmp_path)
     marked = {**names.tensors, "model.layers.3.enorm.weight": ("BF16", (64,))}
-    model = build_model(source_of(Names(config, marked), tmp_path))
+    model = planned(Names(config, marked), tmp_path)
     assert {stack for stack, _ in model.expert_layers} == {"main", "mtp"}
 
 
 def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
     names = names_of("qwen3_moe")
     for vocab, fits in ((63, True), (64, True), (65, False)):
-        source = source_of(names._replace(config={**names.config, "vocab_size": vocab}), tmp_path)
+        changed = names._replace(config={**names.config, "vocab_size": vocab})
         if fits:
-            build_model(source)
+            planned(changed, tmp_path)
             continue
         with pytest.raises(BadSource, match=r"has 64 rows; config.json says a vocabulary of 65"):
-            build_model(source)
+            planned(changed, tmp_path)
 
 
 def test_a_billion_layers_are_refused_at_once(tmp_path: Path) -> None:
     names = names_of("qwen3_moe")
     config = {**names.config, "num_hidden_layers": 10**9}
     with pytest.raises(IncompleteModel, match=r"says 1000000000 layers; no tensor of layer 4, 5"):
-        build_model(source_of(names._replace(config=config), tmp_path))
+        planned(names._replace(config=config), tmp_path)
 
 
 INTEGERS = (
@@ -132,11 +141,11 @@ def test_integers_are_no_weights(
     shape = names.tensors[name][1]
     tensors = {**names.tensors, name: (dtype, shape)}
     with pytest.raises(error, match=rf"'{name}' is {dtype}"):
-        build_model(source_of(names._replace(tensors=tensors), tmp_path))
+        planned(names._replace(tensors=tensors), tmp_path)
 
 
 def test_tables_of_integers_are_kept(tmp_path: Path) -> None:
     names = names_of("dots1")
     table = {"model.visual.embeddings.position_ids": ("I64", (1, 8))}
-    model = build_model(source_of(names._replace(tensors=names.tensors | table), tmp_path))
+    model = planned(names._replace(tensors=names.tensors | table), tmp_path)
     assert [weight.name for weight in model.weights if weight.codec == "raw"] == list(table)

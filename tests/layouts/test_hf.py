@@ -50,7 +50,7 @@ def test_float32_and_integers_outside_the_experts_stay(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "src", "mixtral")
     tensors = load_file(checkpoint.root / "model.safetensors")
     tensors["model.norm.weight"] = torch.linspace(-1, 1, 64)
-    tensors["model.table"] = torch.arange(12, dtype=torch.int64).reshape(3, 4)
+    tensors["model.position_ids"] = torch.arange(12, dtype=torch.int64).reshape(3, 4)
     tensors["model.one"] = torch.tensor(3.25, dtype=torch.bfloat16)
     tensors["model.layers.0.self_attn.conv.weight"] = torch.randn(4, 1, 5).bfloat16()
     tensors["model.empty"] = torch.zeros(0, 4, dtype=torch.bfloat16)

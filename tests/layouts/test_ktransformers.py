@@ -232,7 +232,10 @@ def test_bf16_takes_the_names_that_kt_kernel_tries_first(tmp_path: Path) -> None
 def test_mtp_layers_are_left_out_by_name(tmp_path: Path) -> None:
     size = Size(layers=2, hidden=128, intermediate=128, experts=2)
     made = write_checkpoint(tmp_path / "src", "qwen3moe", size)
-    config = config_of("qwen3moe", size) | {"num_hidden_layers": 1}
+    config = config_of("qwen3moe", size) | {
+        "num_hidden_layers": 1,
+        "num_nextn_predict_layers": 1,
+    }
     (tmp_path / "src" / "config.json").write_text(json.dumps(config))
     got = convert(tmp_path / "src", tmp_path / "out", dtype="int8", numa=1)
     bits = {key: bits_of(tensor) for key, tensor in made.experts.items() if key[0] == 0}

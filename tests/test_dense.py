@@ -149,3 +149,25 @@ def test_tables_of_integers_are_kept(tmp_path: Path) -> None:
     table = {"model.visual.embeddings.position_ids": ("I64", (1, 8))}
     model = planned(names._replace(tensors=names.tensors | table), tmp_path)
     assert [weight.name for weight in model.weights if weight.codec == "raw"] == list(table)
+
+
+HEADS = (
+    ({"num_attention_heads": 2}, "'self_attn.q_proj.weight' has 64 rows; 2 heads of 16 take 32"),
+    ({"num_attention_heads": 8}, "'self_attn.q_proj.weight' has 64 rows; 8 heads of 16 take 128"),
+    ({"num_key_value_heads": 1}, "'self_attn.k_proj.weight' has 32 rows; 1 heads of 16 take 16"),
+    ({"num_key_value_heads": 4}, "'self_attn.k_proj.weight' has 32 rows; 4 heads of 16 take 64"),
+    ({"head_dim": 32}, "'self_attn.q_proj.weight' has 64 rows; 4 heads of 32 take 128"),
+)
+
+
+@pytest.mark.parametrize(("said", "says"), HEADS)
+def test_heads_that_the_rows_do_not_hold_are_refused(
+    said: dict[str, int], says: str, tmp_path: Path
+) -> None:
+    names = names_of("qwen3_moe")
+    names = names._replace(config={**names.config, "head_dim": 16})
+    planned(names, tmp_path, layout="vllm", tp=2)
+    changed = names._replace(config={**names.config, **said})
+    with pytest.raises(BadSource) as raised:
+        planned(changed, tmp_path, layout="vllm", tp=1)
+    assert says in str(raised.value)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from moeconv.codecs.base import Tile
+from moeconv.errors import BadSource
 from moeconv.layouts.options import Options
 from moeconv.layouts.partition import Part, Rank, even, heads, kv_heads, padded, vocab, whole
 from moeconv.layouts.vllm_rows import Piece
 from moeconv.types import Json, Key, Place, Weight
 
 MXFP4_BLOCK = 32
+GATED = ("qwen3_next", "qwen3_5_moe")  # q_proj holds a gate beside each head
 
 
 class View(NamedTuple):
@@ -57,6 +59,7 @@ class Splitter:
             part = self.part(kind, piece.key, length)
             rows = Part(first + part.start, first + part.stop, part.extent)
         elif axis == "rows":
+            check_heads(self.view, piece, kind, rows.extent)
             rows = self.part(kind, piece.key, rows.extent)
         elif axis == "cols":
             cols = self.part(kind, piece.key, cols.extent)
@@ -91,6 +94,28 @@ class Splitter:
             start, stop = (min(index * per, extent) for index in (rank.number, rank.number + 1))
             part = Part(start, stop, per)
         return padded(part, options.pad_intermediate)
+
+
+def check_heads(view: View, piece: Piece, kind: str, rows: int) -> None:
+    """Raise BadSource where q, k or v has not as many rows as the config's heads take.
+
+    Checked where the config says head_dim; MLA's heads are of several sizes.
+    """
+    text = text_config(view.config)
+    size = text.get("head_dim")
+    name = piece.key.removeprefix("self_attn.").partition("_proj.")[0]
+    if name not in ("q", "k", "v") or not isinstance(size, int) or text.get("kv_lora_rank"):
+        return
+    count = view.kv_heads if kind == "kv" else view.heads
+    gated = name == "q" and view.family in GATED and text.get("attn_output_gate", True)
+    wanted = count * size * (2 if gated else 1)
+    if rows != wanted:
+        raise BadSource(
+            f"'{piece.key}' has {rows} rows; {count} heads of {size}"
+            f"{' with their gates' if gated else ''} take {wanted}",
+            where="config.json",
+            hint="config.json does not belong to these files",
+        )
 
 
 def text_config(config: Mapping[str, Json]) -> Mapping[str, Json]:

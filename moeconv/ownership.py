@@ -53,7 +53,7 @@ def is_manifest(facts: Mapping[str, Json]) -> bool:
 def is_undamaged(facts: Mapping[str, Json]) -> bool:
     """Return whether a manifest is the one that its own digest names."""
     rest = {name: value for name, value in facts.items() if name != "digest"}
-    return json_digest(rest) == facts["digest"]
+    return bool(json_digest(rest) == facts["digest"])
 
 
 def _has(found: Json, fields: Mapping[str, type]) -> bool:

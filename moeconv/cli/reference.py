@@ -51,10 +51,13 @@ is lost.
 | DST holds | what convert does |
 |---|---|
 | nothing | converts |
-| the finished output of the same plan and source | says so, checks sizes, exits with 0 |
+| the finished output of the same plan and source | says so, checks names and sizes, exits with 0 |
 | an unfinished output of the same plan and source | continues |
 | an output of another plan, source or format version | refuses (3); `--overwrite` starts anew |
-| anything that moeconv did not write | refuses (3), always |
+| an output, and weights, an index or a config.json that moeconv did not write | \
+refuses (3), always, and names them; files that no loader reads stay as they are |
+| an output of which moeconv's own record is damaged | refuses (3), always: remove it yourself |
+| anything else that moeconv did not write | refuses (3), always |
 """
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from moeconv.arrange import OutFile
-from moeconv.errors import Interrupted, MoeconvError, Stopped
+from moeconv.errors import Interrupted, MoeconvError
 from moeconv.journal import Entry, Journal, Segment
 from moeconv.process import Context, Done, process, task_nbytes
 from moeconv.steps import Work, floor_nbytes
@@ -232,10 +232,9 @@ class Run:
 
 
 def _entry(job: Job, done: Done) -> Entry:
-    regions = job.work.task.regions
     segments = tuple(
-        Segment(regions[index].file, regions[index].offset, regions[index].nbytes, digest)
-        for index, digest in done.digests
+        Segment(region.file, region.offset, region.nbytes, digest)
+        for region, digest in zip(job.work.task.regions, done.digests, strict=True)
     )
     files = tuple(sorted({segment.file for segment in segments}))
     return Entry(job.work.task.number, files, segments, done.counts._asdict())
@@ -264,6 +263,3 @@ def raise_open_files(wanted: int) -> None:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-__all__ = ["Job", "Limits", "Progress", "Report", "Run", "Signal", "Stopped", "make_jobs"]

@@ -42,7 +42,7 @@ class Done(NamedTuple):
     `counts`: NaN and Inf of the source's experts; finite values of any weight that became Inf.
     """
 
-    digests: tuple[tuple[int, str], ...]  # (index of the region, hex)
+    digests: tuple[str, ...]  # of the task's regions in order, in hex
     counts: Counts
 
 
@@ -57,23 +57,16 @@ class Context(NamedTuple):
 
 
 def process(work: Work, context: Context) -> Done:
-    """Do a task; only its regions in `context.outputs` are written.
+    """Do a task: write all of its regions, whose files are in `context.outputs`.
 
     Raises NonFiniteValue, IOFailed, BadSource.
     """
-    wanted = work._replace(
-        task=work.task._replace(
-            regions=tuple(region for region in work.task.regions if region.file in context.outputs)
-        )
-    )
-    hashes = [xxhash.xxh3_128() for _ in wanted.task.regions]
+    hashes = [xxhash.xxh3_128() for _ in work.task.regions]
     total = Counts(0, 0, 0)
-    for piece in pieces(wanted, context.max_nbytes):
-        counts = _Piece(wanted, piece, context).run(hashes)
+    for piece in pieces(work, context.max_nbytes):
+        counts = _Piece(work, piece, context).run(hashes)
         total = Counts(*(one + other for one, other in zip(total, counts, strict=True)))
-    kept = [i for i, region in enumerate(work.task.regions) if region.file in context.outputs]
-    digests = tuple((index, one.hexdigest()) for index, one in zip(kept, hashes, strict=True))
-    return Done(digests, total)
+    return Done(tuple(one.hexdigest() for one in hashes), total)
 
 
 def task_nbytes(work: Work, max_nbytes: int) -> int:

@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 
-# Scales of activations and caches: no part of a weight, removed before a codec looks.
-ACTIVATION_PARTS = (
-    "activation_scale",  # transformers, static FP8
-    "input_scale",  # ModelOpt, compressed-tensors
-    "input_zero_point",
-    "input_global_scale",  # compressed-tensors, NVFP4
-    "output_scale",
-    "output_zero_point",
-    "qscale_act",  # Mistral's own files
-    "q_scale",
-    "k_scale",
-    "v_scale",
-    "kv_scale",
-)
-
-
 class Tile(NamedTuple):
     """How much of the weight `elements` stored elements of a part cover; None: the whole axis.
 

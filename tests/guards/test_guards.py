@@ -295,6 +295,5 @@ def test_reading_and_planning_stay_light(module: str) -> None:
     assert loaded_after(f"import {module}") == set()
 
 
-@pytest.mark.skipif("moeconv.cli" not in MODULES, reason="moeconv/cli does not exist yet")
 def test_help_stays_light() -> None:
     assert loaded_after(HELP) == set()

@@ -1,10 +1,16 @@
-"""Where the tests' data lie."""
+"""Where the tests' data lie, and how GPU kernels run where there is no GPU."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Before anything imports a Triton kernel: without a GPU its interpreter runs them, on the CPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

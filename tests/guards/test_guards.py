@@ -205,8 +205,13 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
 
 
 def parameter_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Return the number of parameters, keyword-only ones too, without self and cls."""
+    """Return the number of parameters, keyword-only ones too, without self and cls.
+
+    0 for a Triton kernel, which takes pointers, extents and strides one by one.
+    """
     arguments = function.args
+    if any(ast.unparse(one) == "triton.jit" for one in function.decorator_list):
+        return 0
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     starred = [one for one in (arguments.vararg, arguments.kwarg) if one is not None]
     return len([one for one in (*named, *starred) if one.arg not in ("self", "cls")])

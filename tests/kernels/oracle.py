@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -77,6 +77,9 @@ def decode(
     return np.ascontiguousarray(out).view(f"u{out.itemsize}"), counts
 
 
+Decode = Callable[[Weight, Tensors, Window, str], tuple[np.ndarray, Counts]]
+
+
 def check(
     codec: str,
     tensors: Tensors,
@@ -85,6 +88,7 @@ def check(
     window: Window | None = None,
     dtypes: tuple[str, ...] = tuple(OUTPUTS),
     transposed: bool = False,
+    decode: Decode = decode,
 ) -> None:
     """Compare every bit and count of a window (of all by default) with the reference's."""
     weight = weight_of(CODECS[codec], params, headers(tensors), transposed)

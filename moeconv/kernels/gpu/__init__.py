@@ -1,0 +1,31 @@
+"""Decoding on a GPU: what codecs/ says readably, in Triton; bit for bit the same.
+
+Importing this package imports neither torch nor triton: kernels are found by name when first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moeconv.kernels.gpu.base import Kernel
+
+# Codec -> module and function below this package.
+KERNELS: Mapping[str, str] = {
+    "mxfp4": "mxfp4.decode",
+}
+
+# Of weights whose parts are stored [cols, rows]: window and output are as stored, too.
+TURNED_KERNELS: Mapping[str, str] = {}
+
+
+def kernel_of(codec: str, *, turned: bool = False) -> Kernel | None:
+    """Return the kernel of a codec, for parts stored [cols, rows] if `turned`; None without one."""
+    home = (TURNED_KERNELS if turned else KERNELS).get(codec)
+    if home is None:
+        return None
+    module, function = home.split(".")
+    found: Kernel = getattr(import_module(f"{__name__}.{module}"), function)
+    return found

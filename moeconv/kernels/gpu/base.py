@@ -1,0 +1,113 @@
+"""What a GPU kernel is, and the arithmetic that all of them end with.
+
+Nothing is left to the compiler's taste: products are rounded before they are added to anything
+(`enable_fp_fusion` is off in every launch), BF16 is rounded with integers (Triton's interpreter
+truncates), and divisions are asked for by their rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from moeconv.codecs.base import Window
+from moeconv.errors import ShapeMismatch
+from moeconv.types import Params
+
+# parts, window, params, output dtype, out, counts. Parts are on the device, [major, minor] as
+# stored: FP8 and E8M0 as uint8, everything else in its own dtype. `out`: the bits of the window
+# [rows, cols] as int16 (BF16, F16) or int32 (F32), with any strides. `counts` int64 [3]: what a
+# kernel adds NaN, Inf and overflows to.
+Kernel = Callable[
+    [Mapping[str, torch.Tensor], Window, Params, str, torch.Tensor, torch.Tensor], None
+]
+
+CODES: Mapping[str, int] = {"BF16": 0, "F16": 1, "F32": 2}  # what CODE is in a kernel
+OUT_DTYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.int16,
+    "F16": torch.int16,
+    "F32": torch.int32,
+}
+# No fused multiply-add: the reference rounds the product.
+LAUNCH: Mapping[str, Any] = {"enable_fp_fusion": False}
+
+INF_BITS = tl.constexpr(0x7F800000)
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+
+
+def check_part(
+    name: str, tensor: torch.Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, int]
+) -> None:
+    """Raise ShapeMismatch unless a tensor is [rows, cols] of one of `dtypes`.
+
+    Kernels do not check bounds: what passes here is what they may touch.
+    """
+    if tensor.dtype not in dtypes or tuple(tensor.shape) != shape:
+        raise ShapeMismatch(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}, not {dtypes[0]} {list(shape)}",
+            hint="pass the elements of exactly the decoded window",
+        )
+
+
+def check_out(out_dtype: str, out: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Raise ShapeMismatch unless `out` holds the bits of a window."""
+    check_part("out", out, (OUT_DTYPES[out_dtype],), shape)
+
+
+def blocks_of(shape: tuple[int, int], block_rows: int, block_cols: int) -> tuple[int, int]:
+    """Return the grid (row blocks, column blocks) of programs that cover a matrix."""
+    return -(-shape[0] // block_rows), -(-shape[1] // block_cols)
+
+
+@triton.jit
+def e8m0(stored):
+    """Return float32 2^(b-127) of uint8 bytes: 0 is the subnormal 2^-127, 255 is NaN (OCP MX)."""
+    code = stored.to(tl.int32)
+    bits = tl.where(code == 0, 0x00400000, code << 23)
+    return tl.where(code == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded(value, CODE: tl.constexpr):
+    """Return the bits of float32 values in the output dtype, nearest even, NaN canonical."""
+    bits = value.to(tl.int32, bitcast=True)
+    is_nan = (bits & MAGNITUDE) > INF_BITS
+    if CODE == 0:
+        found = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        result = tl.where(is_nan, 0x7FC0, found).to(tl.int16)
+    elif CODE == 1:
+        half = value.to(tl.float16).to(tl.int16, bitcast=True)
+        result = tl.where(is_nan, 0x7E00, half.to(tl.int32)).to(tl.int16)
+    else:
+        result = tl.where(is_nan, 0x7FC00000, bits)
+    return result
+
+
+@triton.jit
+def counted(value, result, mask, counts, CODE: tl.constexpr):
+    """Add the NaN, Inf and overflows of a block to counts [3]; memory is touched if there are any.
+
+    value: float32 before rounding; result: its bits after.
+    """
+    magnitude = value.to(tl.int32, bitcast=True) & MAGNITUDE
+    nan = tl.sum((mask & (magnitude > INF_BITS)).to(tl.int32))
+    inf = tl.sum((mask & (magnitude == INF_BITS)).to(tl.int32))
+    tl.atomic_add(counts, nan.to(tl.int64), mask=nan > 0)
+    tl.atomic_add(counts + 1, inf.to(tl.int64), mask=inf > 0)
+    if CODE != 2:  # what is finite in float32 is finite there
+        top: tl.constexpr = 0x7F80 if CODE == 0 else 0x7C00
+        ends_inf = (result.to(tl.int32) & 0x7FFF) == top
+        over = tl.sum((mask & ends_inf & (magnitude < INF_BITS)).to(tl.int32))
+        tl.atomic_add(counts + 2, over.to(tl.int64), mask=over > 0)
+
+
+@triton.jit
+def finish(value, mask, at, counts, CODE: tl.constexpr):
+    """Round float32 values once, store their bits at the pointers `at`, and count."""
+    result = rounded(value, CODE)
+    tl.store(at, result, mask=mask)
+    counted(value, result, mask, counts, CODE)

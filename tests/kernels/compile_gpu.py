@@ -1,0 +1,81 @@
+"""Compile the GPU kernels for a Hopper GPU that is not there, and print the PTX instructions.
+
+python -m tests.kernels.compile_gpu: one JSON object, kernel -> sorted instructions. Each codec's
+own `decode` is called with a driver that only names the target; nothing is launched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from bench.kernel_cases import Tile, cases
+from moeconv.codecs.base import Window
+from moeconv.kernels.gpu import KERNELS, kernel_of
+from moeconv.kernels.gpu.base import OUT_DTYPES
+
+TARGET = GPUTarget("cuda", 90, 32)
+TILE = Tile(64, 512)
+INSTRUCTION = re.compile(r"^\s+(?:@!?%p\d+\s+)?([a-z][\w.]*)", re.MULTILINE)
+compiled: dict[str, set[str]] = {}
+
+
+class Driver:
+    """A driver that knows the target alone."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGET
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+    """Stand in for JITFunction.run: compile for the arguments, and launch nothing."""
+    assert options["enable_fp_fusion"] is False, "products would be fused into sums"
+    kernel = RUN(self, *arguments, grid=grid, warmup=True, **options)
+    name = f"{self.fn.__module__.rsplit('.', 1)[-1]}.{self.fn.__name__}"
+    compiled.setdefault(name, set()).update(INSTRUCTION.findall(kernel.asm["ptx"]))
+
+
+def parts_of(parts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the parts as tensors."""
+    return {part: torch.from_numpy(array) for part, array in parts.items()}
+
+
+def outputs(tile: Tile) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a dtype and an output of it: every dtype in order, the first also turned."""
+    for dtype, kind in OUT_DTYPES.items():
+        yield dtype, torch.empty(tile, dtype=kind)
+    yield "BF16", torch.empty(tile[::-1], dtype=torch.int16).T
+
+
+RUN = JITFunction.run
+
+
+def main() -> None:
+    triton.runtime.driver.set_active(Driver())
+    JITFunction.run = compile_only
+    counts = torch.zeros(3, dtype=torch.int64)
+    for case in cases(TILE):
+        if case.kernel not in KERNELS:
+            continue
+        kernel = kernel_of(case.kernel)
+        for dtype, out in outputs(TILE):
+            window = Window(0, TILE.rows, 0, TILE.cols)
+            kernel(parts_of(case.parts), window, case.params, dtype, out, counts)
+    print(json.dumps({name: sorted(found) for name, found in compiled.items()}))
+
+
+if __name__ == "__main__":
+    main()

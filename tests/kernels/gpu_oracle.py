@@ -1,0 +1,57 @@
+"""What the tests of GPU kernels share: run on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from moeconv.codecs.base import Window
+from moeconv.kernels.cpu import Counts
+from moeconv.kernels.gpu import kernel_of
+from moeconv.kernels.gpu.base import OUT_DTYPES
+from moeconv.types import Weight
+from tests.kernels import oracle
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BYTES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
+PADDING = 7  # what lies beside the output
+
+
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a part as kernels take it: one-byte floats as bytes, at an odd address."""
+    stored = tensor.view(torch.uint8) if tensor.dtype in BYTES else tensor
+    room = torch.zeros(stored.numel() + 1, dtype=stored.dtype, device=DEVICE)
+    room[1:] = stored.reshape(-1).to(DEVICE)
+    return room[1:].view(stored.shape)
+
+
+def decode(
+    weight: Weight, parts: oracle.Tensors, window: Window, dtype: str
+) -> tuple[np.ndarray, Counts]:
+    """Return the bits and counts that the kernel gives, the same in every order of the output."""
+    kernel = kernel_of(weight.codec, turned=weight.transposed)
+    assert kernel is not None
+    given = {part: on_device(tensor) for part, tensor in parts.items()}
+    stored = window
+    if weight.transposed:
+        stored = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+    found = []
+    for turned, pad in ((False, 0), (False, 3), (True, 1)):
+        shape = (stored.cols, stored.rows) if turned else (stored.rows, stored.cols)
+        room = torch.full((shape[0], shape[1] + pad), PADDING, dtype=OUT_DTYPES[dtype])
+        wide = room.to(DEVICE)
+        out = wide[:, : shape[1]].T if turned else wide[:, : shape[1]]
+        counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+        kernel(given, stored, weight.params, dtype, out, counts)
+        assert bool((wide[:, shape[1] :] == PADDING).all())
+        bits = (out.T if weight.transposed else out).contiguous().cpu().numpy()
+        found.append((bits.view(f"u{bits.itemsize}"), Counts(*counts.tolist())))
+    for bits, counts in found[1:]:
+        assert (bits == found[0][0]).all()
+        assert counts == found[0][1]
+    return found[0]
+
+
+check = partial(oracle.check, decode=decode)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench.kernel_cases import Case, Tile
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window
+from moeconv.measure.cases import Case, Tile
 
 Run = Callable[[], object]
 TORCH_DTYPES = {"F16": torch.float16, "F32": torch.float32}
@@ -132,6 +132,23 @@ PEERS: Mapping[str, Peer] = {
     "gguf-py": Peer("gguf-py", "gguf", gguf_py),
     "reference": Peer("plain torch", "torch", reference),
 }
+
+# Kernel -> the peers that decode its format; the readable reference where there is none.
+PEERS_OF: Mapping[str, tuple[str, ...]] = {
+    "mxfp4": ("transformers", "compressed-tensors"),
+    "nvfp4-ct": ("compressed-tensors",),
+    "fp8-block": ("compressed-tensors",),
+    "fp8-channel": ("compressed-tensors",),
+    "fp8-tensor": ("compressed-tensors",),
+    "mxfp8": ("compressed-tensors",),
+    "packed-int": ("compressed-tensors",),
+    "ggml": ("gguf-py",),
+}
+
+
+def peers_of(case: Case) -> tuple[str, ...]:
+    """Return the names of a case's peers."""
+    return PEERS_OF.get(case.kernel, ("reference",))
 
 
 def installed(names: tuple[str, ...]) -> list[Peer]:

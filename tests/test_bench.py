@@ -13,17 +13,18 @@ import torch
 from bench import __main__ as command
 from bench import kernels, loading, main_job, ranks, scaling, start_up
 from bench.checkpoints import Size, source
-from bench.kernel_cases import Case, Tile, cases
-from bench.kernel_peers import installed
+from bench.kernel_peers import installed, peers_of
 from bench.measure import Cost
 from moeconv.codecs.base import Window
 from moeconv.kernels.cpu import KERNELS
+from moeconv.measure.cases import Case, Tile, cases
+from moeconv.measure.kernels import Effort, Rates
 from tests.checkpoints import quick_directory
 
 TINY = Size(1, 8, 256, 512, vocab=64, heads=8, kv_heads=8, head_dim=32)
 SIZES = {"gpt-oss": TINY, "qwen3-moe": TINY}
 TILE = Tile(128, 512)
-EFFORT = kernels.Effort(TILE, tiles=2, passes=1, repeats=1, peer_tiles=1, peer_repeats=1)
+EFFORT = kernels.Effort(Effort(TILE, tiles=2, passes=1, repeats=1), 1, 1)
 # In units of the largest value. Peers have their scales in BF16.
 TOLERANCE = 2.0**-7
 
@@ -56,7 +57,7 @@ def test_peers_decode_the_same(case: Case) -> None:
     KERNELS[case.kernel](case.parts, Window(0, TILE.rows, 0, TILE.cols), case.params, "BF16", out)
     ours = torch.from_numpy(out).view(torch.bfloat16).float()
     assert ours.isfinite().all()
-    for peer in installed(case.peers):
+    for peer in installed(peers_of(case)):
         found = torch.as_tensor(peer.make(case, TILE)()).float()
         if peer.title == "transformers":
             found = found[0].T
@@ -67,9 +68,9 @@ def test_peers_decode_the_same(case: Case) -> None:
 def test_kernels() -> None:
     rows = list(kernels.run(EFFORT))
     decoding = [case.title for case in cases(TILE)]
-    assert [row.title for row in rows[: len(decoding)]] == decoding
-    assert all(row.one > 0 and row.two > 0 for row in rows)
-    assert all((row.roof > 0) == (row.title in decoding) for row in rows)
+    assert [row.rates.title for row in rows[: len(decoding)]] == decoding
+    assert all(row.rates.one > 0 and row.rates.all > 0 for row in rows)
+    assert all((row.rates.roof > 0) == (row.rates.title in decoding) for row in rows)
     assert len(kernels.table(iter(rows))) == 2 + sum(max(len(row.peers), 1) for row in rows)
 
 
@@ -143,7 +144,7 @@ def test_tables_by_hand() -> None:
     assert columns(scaling.bounded_table(grown), "2GiB")[0][-1] == "2.35"
     loaded = [loading.Row("a", 0.5, 1.0, 2e6, 2**30, 2**29), loading.Row("b", 1, 4, 2e6, 0, 0)]
     assert columns(loading.table(loaded), "b")[0][1:6] == ["2", "1000.0", "2.0", "4000.0", "4.0"]
-    given = iter([kernels.Row("k", 6.0, 12.0, 8.0, 12.0, (("p", 0.5), ("q", 2.0)))])
+    given = iter([kernels.Row(Rates("k", 6.0, 12.0, 8.0, 12.0), (("p", 0.5), ("q", 2.0)))])
     first, second = columns(kernels.table(given), "k")
     assert first[1:] == ["6.00", "12.00", "2.00", "8.00", "75%", "1.50", "p", "0.500", "12"]
     assert second[7:] == ["q", "2.000", "3"]

@@ -43,6 +43,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "moeconv.kernels": ("moeconv.kernels", "moeconv.codecs", *VALUES),
     "moeconv.kernels.cpu": ("moeconv.kernels.cpu", "moeconv.codecs", *VALUES),
     "moeconv.kernels.gpu": ("moeconv.kernels.gpu", "moeconv.codecs", *VALUES),
+    "moeconv.measure": (
+        "moeconv.measure",
+        "moeconv.kernels",
+        "moeconv.codecs",
+        "moeconv.store",
+        *VALUES,
+    ),
     "moeconv.collector": (),
     "moeconv.store": ("moeconv.store", "moeconv.gguf_config", "moeconv.collector", *VALUES),
     "moeconv.quantization": ("moeconv.quantization", "moeconv.codecs.base", *VALUES),

@@ -40,14 +40,17 @@ class Tile(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A format to decode. `bits`: per value, as stored; `peers`: names in kernel_peers.PEERS."""
+    """A format to decode: a kernel's name and what it takes. `bits`: per value, as stored."""
 
     title: str
     kernel: str
     parts: Parts
     params: Params
     bits: int
-    peers: tuple[str, ...] = ("reference",)
+
+    def copied(self) -> Case:
+        """Return the case with parts in memory of its own."""
+        return self._replace(parts={part: array.copy() for part, array in self.parts.items()})
 
 
 class Draw:
@@ -83,14 +86,14 @@ def fours(tile: Tile, draw: Draw) -> Iterator[Case]:
     pair = (rows, cols // 2)
     mx = {"blocks": draw.bytes(*pair), "scales": draw.exponents(rows, cols // 32)}
     names: Params = {"codes": "blocks", "scales": "scales"}
-    yield Case("MXFP4", "mxfp4", mx, names, 4, ("transformers", "compressed-tensors"))
+    yield Case("MXFP4", "mxfp4", mx, names, 4)
     scales = draw.fp8(rows, cols // 16) & np.uint8(0x7F)
     ct = {
         "weight_packed": draw.bytes(*pair),
         "weight_scale": scales,
         "weight_global_scale": np.full((1, 1), 64, np.float32),
     }
-    yield Case("NVFP4, compressed-tensors", "nvfp4-ct", ct, {}, 4, ("compressed-tensors",))
+    yield Case("NVFP4, compressed-tensors", "nvfp4-ct", ct, {}, 4)
     modelopt = {
         "weight": draw.bytes(*pair),
         "weight_scale": scales,
@@ -111,24 +114,28 @@ def eights(tile: Tile, draw: Draw) -> Iterator[Case]:
     )
     for title, kernel, given, grid in grids:
         parts = {"weight": draw.fp8(rows, cols), "weight_scale": draw.scales(*grid)}
-        yield Case(title, kernel, parts, given, 8, ("compressed-tensors",))
+        yield Case(title, kernel, parts, given, 8)
     parts = {"weight": draw.fp8(rows, cols), "weight_scale": draw.exponents(rows, cols // 32)}
-    yield Case("MXFP8", "mxfp8", parts, params, 8, ("compressed-tensors",))
+    yield Case("MXFP8", "mxfp8", parts, params, 8)
+
+
+def grouped(cols: int) -> Params:
+    """Return the parameters of a scale per row and group of columns."""
+    return {
+        "strategy": "group",
+        "group_size": GROUP,
+        "groups": cols // GROUP,
+        "act_order": False,
+    }
 
 
 def integers(tile: Tile, draw: Draw) -> Iterator[Case]:
-    """Yield the integer formats; groups of 128, zero points where the format has them."""
+    """Yield the integer formats stored [rows, cols]; groups of 128, no zero points."""
     rows, cols = tile
     groups = cols // GROUP
-    grouped: Params = {
-        "strategy": "group",
-        "group_size": GROUP,
-        "groups": groups,
-        "act_order": False,
-    }
     for bits in (4, 8):
         packed: Params = {
-            **grouped,
+            **grouped(cols),
             "bits": bits,
             "zeros": "absent",
             "shape_len": 0,
@@ -140,14 +147,18 @@ def integers(tile: Tile, draw: Draw) -> Iterator[Case]:
             "weight_packed": draw.words(rows, cols * bits // 32),
             "weight_scale": draw.scales(rows, groups),
         }
-        title = f"packed INT{bits}"
-        yield Case(title, "packed-int", parts, packed, bits, ("compressed-tensors",))
-    plain: Params = {**grouped, "zeros": False}
+        yield Case(f"packed INT{bits}", "packed-int", parts, packed, bits)
     parts = {
         "weight": draw.bytes(rows, cols).view(np.int8),
         "weight_scale": draw.scales(rows, groups),
     }
-    yield Case("INT8", "int-quantized", parts, plain, 8, ("compressed-tensors",))
+    yield Case("INT8", "int-quantized", parts, {**grouped(cols), "zeros": False}, 8)
+
+
+def turned_integers(tile: Tile, draw: Draw) -> Iterator[Case]:
+    """Yield the integer formats stored [cols, rows]; groups of 128 with packed zero points."""
+    rows, cols = tile
+    groups = cols // GROUP
     turned = {"scales": draw.scales(groups, rows), "qzeros": draw.words(groups, rows // 8)}
     gptq: Params = {
         "bits": 4,
@@ -190,10 +201,17 @@ def ggml(tile: Tile, draw: Draw) -> Iterator[Case]:
         }
         parts = {"weight": blocks.reshape(rows, -1)}
         bits = round(kind.nbytes * 8 / kind.cols)
-        yield Case(f"ggml {name}", "ggml", parts, params, bits, ("gguf-py",))
+        yield Case(f"ggml {name}", "ggml", parts, params, bits)
 
 
-MAKERS: tuple[Callable[[Tile, Draw], Iterator[Case]], ...] = (fours, eights, integers, floats, ggml)
+MAKERS: tuple[Callable[[Tile, Draw], Iterator[Case]], ...] = (
+    fours,
+    eights,
+    integers,
+    turned_integers,
+    floats,
+    ggml,
+)
 
 
 def cases(tile: Tile) -> Iterator[Case]:

@@ -123,6 +123,12 @@ def scaled(
     return (codes - at_zero).float() * scales[:, index].float()
 
 
+def check_groups(g_idx: np.ndarray, groups: int) -> None:
+    """Raise BadSource where a column's group is none of its row's `groups`."""
+    if g_idx.size and not 0 <= int(g_idx.min()) <= int(g_idx.max()) < groups:
+        raise no_such_group(int(g_idx.min()), int(g_idx.max()), groups)
+
+
 def no_such_group(lowest: int, highest: int, groups: int) -> BadSource:
     """Return the error for columns whose group is none of its row."""
     return BadSource(

@@ -154,6 +154,40 @@ def not_symmetric(zeros: np.ndarray, bits: int) -> BadSource:
     )
 
 
+def check_payload(parts: Mapping[str, np.ndarray], window: Window, params: Params) -> None:
+    """Raise BadSource for zero points that are not symmetric, and groups that are not as declared.
+
+    parts: int32 qzeros [G, R*bits/32], scales [G, R], g_idx [1, C], those that there are.
+    """
+    if params["zeros"] == "packed" and params["sym"]:
+        _check_middle(parts["qzeros"], window, params)
+    if params["act_order"]:
+        b.check_groups(parts["g_idx"], len(parts["scales"]))
+    elif "g_idx" in parts:
+        _check_order(parts["g_idx"], window, int(params["group_size"]))
+
+
+def _check_middle(qzeros: np.ndarray, window: Window, params: Params) -> None:
+    """Raise BadSource where the zero points of a symmetric weight are not all in the middle."""
+    bits, offset = int(params["bits"]), int(params["zero_offset"])
+    middle = 1 << (bits - 1)
+    if b.WORD_BITS % bits == 0:  # whole words of the usual zero point need no closer look
+        usual = sum((middle - offset) << shift for shift in range(0, b.WORD_BITS, bits))
+        if (qzeros.view(np.uint32) == usual).all():
+            return
+    zeros = stored_zeros(qzeros, {**params, "rows": window.rows}) + offset
+    if (zeros != middle).any():
+        raise not_symmetric(zeros, bits)
+
+
+def _check_order(g_idx: np.ndarray, window: Window, group_size: int) -> None:
+    """Raise BadSource where the groups are not those of columns in order."""
+    columns = np.arange(window.col_start, window.col_stop)
+    groups = np.zeros_like(columns) if group_size == b.ONE_GROUP else columns // group_size
+    if (g_idx.reshape(-1) != groups).any():
+        raise not_in_order()
+
+
 def stored_zeros(words: np.ndarray, params: Params) -> np.ndarray:
     """Return int64 zero points [..., G, R] as stored, of int32 words [..., G, R*bits/32]."""
     bits = int(params["bits"])

@@ -12,6 +12,7 @@ from moeconv.errors import IncompleteModel
 from moeconv.types import Params, TensorRef
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 REQUIRED = {"weight", "weight_scale"}
@@ -42,6 +43,12 @@ def scale_tile(params: Params) -> Tile:
     if params["act_order"]:  # any column may take any group
         return Tile(b.SCALE_DTYPES, rows, None, elements=int(params.get("groups", 1)))
     return Tile(b.SCALE_DTYPES, rows, b.group_cols(int(params["group_size"])))
+
+
+def check_payload(parts: Mapping[str, np.ndarray], window: Window, params: Params) -> None:
+    """Raise BadSource where a column's group is none of its row: weight_scale [R or 1, G]."""
+    if params["act_order"]:
+        b.check_groups(parts["weight_g_idx"], parts["weight_scale"].shape[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeconv.codecs import bits as b
+from moeconv.codecs import int_quantized
 from moeconv.codecs.base import QuantScheme, Tile, Window
 from moeconv.codecs.int_quantized import scale_tile, strategy_params
 from moeconv.errors import BadSource, ShapeMismatch
@@ -156,6 +157,13 @@ class PackedInt:
             zeros = b.unpack(parts["weight_zero_point"].T, bits, run, window.rows).T  # [R, G]
         index = b.column_groups(window, int(params["group_size"]), parts.get("weight_g_idx"))
         return b.scaled(codes, zeros, parts["weight_scale"], index)
+
+
+def check_payload(parts: Mapping[str, np.ndarray], window: Window, params: Params) -> None:
+    """Raise where weight_shape is not that of its kind, or a column's group none of its row."""
+    if "weight_shape" in parts:
+        check_shape(parts["weight_shape"].reshape(-1).tolist()[-2:], params)
+    int_quantized.check_payload(parts, window, params)
 
 
 def check_shape(numbers: list[int], params: Params) -> None:

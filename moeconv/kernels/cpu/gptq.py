@@ -8,7 +8,7 @@ import numpy as np
 
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
-from moeconv.codecs.gptq import not_in_order, not_symmetric, stored_zeros
+from moeconv.codecs.gptq import check_payload
 from moeconv.kernels.cpu import int_windows as windows
 from moeconv.kernels.cpu import ints
 from moeconv.kernels.cpu.base import Array, Counts, check_array
@@ -25,14 +25,12 @@ def decode(
 
     Equals codecs/gptq.py rounded once; tests/kernels/test_cpu_turned_ints.py holds it to that.
     """
+    check_payload(parts, window, params)
     bits = int(params["bits"])
     run = b.dense_run(bits)
     words, scales = parts["qweight"], parts["scales"]
     check_array("words", words, I4, (b.words_for(window.cols, run), window.rows))
-    packed = params["zeros"] == "packed"
-    if packed and params["sym"]:
-        _check_symmetric(parts["qzeros"], window, params)
-        packed = False
+    packed = params["zeros"] == "packed" and not params["sym"]
     job = ints.Job(
         layout=LAYOUTS.get(bits, ints.FIELDS),
         bits=bits,
@@ -49,27 +47,4 @@ def decode(
     if params["act_order"]:
         job, order = windows.in_activation_order(job, parts["g_idx"], len(scales))
         stored = stored._replace(order=order)
-    elif "g_idx" in parts:
-        _check_order(parts["g_idx"], window, int(params["group_size"]))
     return windows.decode_turned(stored, job, out_dtype, out)
-
-
-def _check_symmetric(qzeros: Array, window: Window, params: Params) -> None:
-    """Raise BadSource where the zero points of a symmetric weight are not all in the middle."""
-    bits, offset = int(params["bits"]), int(params["zero_offset"])
-    middle = 1 << (bits - 1)
-    if b.WORD_BITS % bits == 0:  # whole words of the usual zero point need no closer look
-        usual = sum((middle - offset) << shift for shift in range(0, b.WORD_BITS, bits))
-        if (qzeros.view(np.uint32) == usual).all():
-            return
-    zeros = stored_zeros(qzeros, {**params, "rows": window.rows}) + offset
-    if (zeros != middle).any():
-        raise not_symmetric(zeros, bits)
-
-
-def _check_order(g_idx: Array, window: Window, group_size: int) -> None:
-    """Raise BadSource where the groups are not those of columns in order."""
-    columns = np.arange(window.col_start, window.col_stop)
-    groups = np.zeros_like(columns) if group_size == b.ONE_GROUP else columns // group_size
-    if (g_idx.reshape(-1) != groups).any():
-        raise not_in_order()

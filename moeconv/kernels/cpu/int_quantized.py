@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from moeconv.codecs.base import Window
+from moeconv.codecs.int_quantized import check_payload
 from moeconv.kernels.cpu import int_windows as windows
 from moeconv.kernels.cpu import ints
 from moeconv.kernels.cpu.base import Array, Counts, check_array
@@ -22,6 +23,7 @@ def decode(
 
     Equals codecs/int_quantized.py rounded once; tests/kernels/test_cpu_ints.py holds it to that.
     """
+    check_payload(parts, window, params)
     codes, scales = parts["weight"], parts["weight_scale"]
     check_array("codes", codes, np.dtype(np.int8), (window.rows, window.cols))
     job = ints.Job(layout=ints.BYTES, bits=8, flip=MIDDLE, offset=MIDDLE)

@@ -8,7 +8,7 @@ import numpy as np
 
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
-from moeconv.codecs.packed_int import check_shape, run_of
+from moeconv.codecs.packed_int import check_payload, run_of
 from moeconv.kernels.cpu import int_windows as windows
 from moeconv.kernels.cpu import ints
 from moeconv.kernels.cpu.base import Array, Counts, check_array
@@ -26,8 +26,7 @@ def decode(
 
     Equals codecs/packed_int.py rounded once; tests/kernels/test_cpu_ints.py holds it to that.
     """
-    if "weight_shape" in parts:
-        check_shape(parts["weight_shape"].reshape(-1).tolist()[-2:], params)
+    check_payload(parts, window, params)
     bits, run = int(params["bits"]), run_of(params)
     words, scales = parts["weight_packed"], parts["weight_scale"]
     check_array("words", words, I4, (window.rows, b.words_for(window.cols, run)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from moeconv import __version__
 from moeconv.commit import commit
+from moeconv.decoding import CpuDecoder
 from moeconv.destination import (
     Found,
     check_finished,
@@ -27,7 +28,6 @@ from moeconv.plan import Plan
 from moeconv.process import Context
 from moeconv.resources import IDLE_SHARE, Resources, check_floor, choose_limits
 from moeconv.store import system
-from moeconv.store.buffers import BufferPool
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
 from moeconv.store.space import check_space, process_peak_rss
@@ -236,13 +236,15 @@ class _Conversion:
             },
             lambda name, nbytes: OutputFile(self.dst / name, nbytes, resume=True),
         )
-        pool = BufferPool(self.limits.memory_nbytes // (IDLE_SHARE - 1))
+        decoder = CpuDecoder()
+        pool = decoder.pool(self.limits.memory_nbytes // (IDLE_SHARE - 1))
         per_task = self.limits.memory_nbytes // self.limits.jobs
         try:
             with Reader(self.plan.model.source.files) as reader:
                 for index, output in outputs.items():
                     output.write(0, memoryview(self.plan.files[index].header))
-                context = Context(reader, pool, outputs, per_task, self.plan.options.nonfinite)
+                nonfinite = self.plan.options.nonfinite
+                context = Context(reader, pool, outputs, per_task, nonfinite, decoder)
                 jobs = list(make_jobs(tasks, self.plan.weights, self.plan.files, wanted))
                 run = Run(context, journal, self.limits, watch[1])
                 run.do(jobs, watch[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from moeconv.kernels.cpu import (
     count_nonfinite,
     round_to,
 )
+from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.floats import cast
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import CHUNK_NBYTES, MAX_WASTE, SMALL_SPAN_NBYTES, Reader
@@ -39,6 +40,52 @@ NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
     "I64": np.int64,
     "U64": np.uint64,
 }
+
+
+class Decoder(Protocol):
+    """Where windows are decoded and packed: the same bytes wherever that is.
+
+    Called by many threads at once, on arrays whose memory is `pool`'s.
+    """
+
+    @property
+    def any_order(self) -> bool:
+        """Whether an output that runs along columns costs no more than one along rows."""
+        ...
+
+    def pool(self, max_nbytes: int) -> BufferPool:
+        """Return a pool of memory that `decode` reads and writes fastest."""
+        ...
+
+    def decode(
+        self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+    ) -> Counts:
+        """Fill out [rows, cols] as `decode_window` does; it runs along columns if any_order."""
+        ...
+
+    def encode(self, form: str, part: str, values: Array, out: Array) -> int:
+        """Fill the bytes `out` as kernels.cpu.amx.encode_part does; return the first bad row."""
+        ...
+
+
+class CpuDecoder:
+    """Decodes where it is called, with numba's kernels and the readable references."""
+
+    any_order = False
+
+    def pool(self, max_nbytes: int) -> BufferPool:
+        """Return a pool of plain memory."""
+        return BufferPool(max_nbytes)
+
+    def decode(
+        self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+    ) -> Counts:
+        """Fill out [rows, cols], rows contiguous; see `decode_window`."""
+        return decode_window(weight, parts, window, dtype, out)
+
+    def encode(self, form: str, part: str, values: Array, out: Array) -> int:
+        """Fill the bytes `out`; see kernels/cpu/amx.py."""
+        return encode_part(form, part, values, out)
 
 
 class PartRead(NamedTuple):

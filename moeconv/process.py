@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from moeconv.codecs.base import Window
 from moeconv.decoding import (
+    Decoder,
     count_copied,
-    decode_window,
     is_copy,
     part_reads,
     read_parts,
 )
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
-from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
 from moeconv.rects import Rect
@@ -54,6 +54,7 @@ class Context(NamedTuple):
     outputs: Mapping[int, OutputFile]  # only of the files that this run writes
     max_nbytes: int
     nonfinite: str
+    decoder: Decoder
 
 
 def process(work: Work, context: Context) -> Done:
@@ -121,17 +122,22 @@ class _Piece:
                     array = stored.T if weight.transposed else stored
                     counts = count_copied(stored, dtype) if weight.is_expert else Counts(0, 0, 0)
                 else:
-                    width = 4 if dtype == "F32" else 2
-                    memory = self.take(window.rows * window.cols * width, phase)
-                    out = memory.view(FLOAT_VIEWS.get(dtype, np.uint16))
-                    array = out.reshape(window.rows, window.cols)
-                    counts = decode_window(weight, parts, window, dtype, array)
+                    array = self.room(window, dtype, phase)
+                    counts = self.context.decoder.decode(weight, parts, window, dtype, array)
                     self.check_overflow(weight, dtype, counts)
                     overflow += counts.overflow
                 decoded[index, dtype] = array.view(ELEMENTS[array.itemsize])
                 if weight.is_expert and number == 0:
                     nan, inf = nan + counts.nan, inf + counts.inf
         return decoded, Counts(nan, inf, overflow)
+
+    def room(self, window: Window, dtype: str, phase: int) -> Array:
+        """Return memory [rows, cols] for a decoded window, as the output lies if that is free."""
+        memory = self.take(window.rows * window.cols * DTYPE_BITS[dtype] // 8, phase)
+        flat = memory.view(FLOAT_VIEWS.get(dtype, np.uint16))
+        if self.context.decoder.any_order and self.work.transposed:
+            return flat.reshape(window.cols, window.rows).T
+        return flat.reshape(window.rows, window.cols)
 
     def check_overflow(self, weight: Weight, dtype: str, counts: Counts) -> None:
         """Raise NonFiniteValue where finite values became Inf, unless --nonfinite keep."""
@@ -154,8 +160,9 @@ class _Piece:
         if draft.encode:
             return self.encode(region, decoded)
         transposed = draft.transposed
-        if len(region.rects) == 1 and not transposed:
+        if len(region.rects) == 1:
             view = self.source(region.rects[0], decoded, dtype)
+            view = view.T if transposed else view
             if view.flags.c_contiguous and view.nbytes == region.nbytes:
                 return view.reshape(-1).view(np.uint8)
         memory = self.take(region.nbytes, region.offset)
@@ -189,7 +196,7 @@ class _Piece:
             copy_into(turned, values)
             values = turned
         out = self.take(region.nbytes, region.offset)
-        bad = encode_part(draft.encode, draft.part, values, out)
+        bad = self.context.decoder.encode(draft.encode, draft.part, values, out)
         if bad >= 0:
             weight = self.work.weights[rect.member]
             fill = draft.fills[0]

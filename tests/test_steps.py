@@ -86,7 +86,7 @@ def test_any_memory_and_any_workers_give_one_digest(
         pools.append(Tracked(max_bytes))
         return pools[-1]
 
-    monkeypatch.setattr(import_module("moeconv.convert"), "BufferPool", tracked)
+    monkeypatch.setattr(import_module("moeconv.decoding"), "BufferPool", tracked)
     with quick_directory() as directory:
         source = write_checkpoint(directory / "src", kind, SIZE).root
         plan = api.plan(source, **options)

@@ -16,10 +16,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from bench.kernel_cases import Tile, cases
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import KERNELS, kernel_of
 from moeconv.kernels.gpu.base import OUT_DTYPES
+from moeconv.measure.cases import Tile, cases
 
 TARGET = GPUTarget("cuda", 90, 32)
 TILE = Tile(64, 512)

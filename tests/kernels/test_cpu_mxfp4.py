@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import re
 from fractions import Fraction
+from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,9 @@ import torch
 from moeconv.codecs.base import Window
 from moeconv.codecs.mxfp4 import Mxfp4
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.cpu import KERNELS, Counts, mxfp4
+from moeconv.kernels.cpu import KERNELS, Counts, fours
+from moeconv.kernels.cpu.shuffles import features
+from tests.kernels.assembly import assembly_of, assert_one_run, nb
 
 DECODE = KERNELS["mxfp4"]
 PARAMS = {"codes": "blocks", "scales": "scales"}
@@ -142,7 +142,8 @@ def test_counts_by_hand(scale: int, dtype: str, counts: tuple[int, int, int]) ->
 
 @pytest.mark.parametrize("dtype", NUMPY)
 @pytest.mark.parametrize(
-    ("rows", "cols"), [(1, 32), (3, 96), (7, 2880), (33, 64), (3, 34), (2, 94), (5, 2)]
+    ("rows", "cols"),
+    [(1, 32), (3, 96), (7, 2880), (33, 64), (3, 34), (2, 94), (5, 2), (4, 30), (4, 48), (4, 16)],
 )
 def test_shapes(rows: int, cols: int, dtype: str) -> None:
     parts = some_parts(rows, cols)
@@ -196,18 +197,11 @@ def test_wrong_shapes_are_refused(
         DECODE(parts, Window(0, 4, 0, 64), PARAMS, "BF16", np.zeros(out, np.uint16))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
-def test_inner_loop_is_unrolled() -> None:
-    """A group must be 16 loads of a byte in one run without a jump or call.
-
-    That is the fast form: look-ups cannot be packed, so what costs speed is a loop counter,
-    a check of bounds or of negative indices between them; any of these brings a jump.
-    (Compiled afresh, because numba shows no assembly of what it loads from its cache.)
-    """
-    fresh = numba.njit(mxfp4._decode._signature, nogil=True)(mxfp4._decode.__wrapped__)
-    (assembly,) = fresh.inspect_asm().values()
-    straight = re.split(r"^\s+(?:j\w+|call\w*)\s.*$|^\S+:.*$", assembly, flags=re.MULTILINE)
-    stores = [
-        re.findall(r"^\s+movl\s+%\w+, \d*\(%\w+,%\w+,4\)$", run, re.MULTILINE) for run in straight
-    ]
-    assert max(len(found) for found in stores) >= 16
+@pytest.mark.skipif("+ssse3" not in features(), reason="reads the assembly of a byte shuffle")
+@pytest.mark.parametrize("loop", [fours._decode_to_16, fours._decode_to_32])
+def test_inner_loop_is_shuffles(loop: Any) -> None:
+    """One run without a jump or call takes codes by shuffles to two groups of a scale."""
+    stored = nb.UniTuple(nb.uint8[::1], 2)
+    pitches = nb.UniTuple(nb.int64, 3)
+    assembly = assembly_of(loop, stored, stored, nb.uint8[::1], pitches, fours.JOB)
+    assert_one_run(assembly, (r"\sv?pshufb\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \d*\("))

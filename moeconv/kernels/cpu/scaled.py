@@ -161,21 +161,27 @@ def bf16_of(value: np.float32) -> np.uint16:
 
 
 @jitable
+def products(values: Array, scales: Array, exact: Array, wide: Array) -> None:
+    """Fill float32 bits `wide` [N] with float32 values [N] times scales [N], whatever they are.
+
+    exact: room for uint64 [N]. The float64 product of two float32 is exact.
+    """
+    for i in range(values.size):
+        exact[i] = as_u8(_as_f8(values[i]) * _as_f8(scales[i]))
+    widen_f64(exact, wide)
+
+
+@jitable
 def round_scaled(
     code: int, values: Array, scales: Array, scratch: Scratch, out: Array, tame: bool
 ) -> Triple:
-    """Fill the bytes `out` with float32 values [N] times scales [N]; return the counts.
-
-    The float64 product of two float32 is exact.
-    """
+    """Fill the bytes `out` with float32 values [N] times scales [N]; return the counts."""
     exact, wide = scratch.exact[: values.size], scratch.wide[: values.size]
     if tame:
         for i in range(values.size):
             wide[i] = as_u4(f4(values[i] * scales[i]))
     else:
-        for i in range(values.size):
-            exact[i] = as_u8(_as_f8(values[i]) * _as_f8(scales[i]))
-        widen_f64(exact, wide)
+        products(values, scales, exact, wide)
     narrow(code, wide, out)
     return count_wide(wide, overflow_of(code))
 

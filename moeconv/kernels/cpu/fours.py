@@ -1,0 +1,194 @@
+"""Pairs of 4-bit codes with a one-byte scale per group, by a table of what every scale makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moeconv.codecs.mxfp4 import E2M1
+from moeconv.kernels.cpu.base import (
+    BYTES_IN,
+    BYTES_OUT,
+    ELEMENTS,
+    FLOATS_IN,
+    INT,
+    TRIPLE,
+    Array,
+    Counts,
+    Pair,
+    Triple,
+    check_array,
+    nb,
+    rows_of,
+)
+from moeconv.kernels.cpu.cache import compiled, jitable
+from moeconv.kernels.cpu.floats import CODES, INF, MAGNITUDE, narrow, overflow_of, u4, u8
+from moeconv.kernels.cpu.scaled import f4, products
+from moeconv.kernels.cpu.shuffles import LANES, LookUp, nibbles_to_16, nibbles_to_32
+
+U8 = np.dtype(np.uint8)
+PAIRS = LANES // 2  # bytes that are looked up at a time
+FOUR_BIT, ONE_BYTE = 16, 256  # how many codes and scales there are
+FINE, NAN_KIND, INF_KIND, OVERFLOW_KIND = range(4)
+VALUES = np.array(E2M1, f4)
+
+
+class Tables(NamedTuple):
+    """What 256 scales make of 16 codes, as uint8.
+
+    planes: flat [256, bytes per output, 16]; kinds: flat [256, 16], FINE or what is to be
+    counted; marks: [256], whether a scale makes any that is.
+    """
+
+    planes: npt.NDArray[np.uint8]
+    kinds: npt.NDArray[np.uint8]
+    marks: npt.NDArray[np.uint8]
+
+
+class Job(NamedTuple):
+    """Extents: rows, columns, bytes per output; columns per scale, a multiple of 16."""
+
+    rows: int
+    cols: int
+    width: int
+    group_cols: int
+
+
+Two = tuple[Array, Array]
+TWO = nb.UniTuple(BYTES_IN, 2)
+JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
+
+
+@compiled((FLOATS_IN, FLOATS_IN, nb.UniTuple(BYTES_OUT, 3), INT))
+def _fill(values: Array, scales: Array, tables: tuple[Array, Array, Array], code: int) -> None:
+    """Fill the planes, kinds and marks of float32 values [16] times scales [256], rounded once."""
+    planes, kinds, marks = tables
+    exact, wide = np.empty(FOUR_BIT * ONE_BYTE, u8), np.empty(FOUR_BIT * ONE_BYTE, u4)
+    each, by = np.empty(wide.size, f4), np.empty(wide.size, f4)
+    for i in range(wide.size):
+        each[i] = values[i % FOUR_BIT]
+        by[i] = scales[i // FOUR_BIT]
+    products(each, by, exact, wide)
+    width = planes.size // wide.size
+    outputs = np.empty(planes.size, np.uint8)
+    narrow(code, wide, outputs)
+    for scale in range(ONE_BYTE):
+        begin = scale * width * FOUR_BIT
+        for plane in range(width):
+            for i in range(FOUR_BIT):
+                planes[begin + plane * FOUR_BIT + i] = outputs[begin + i * width + plane]
+    overflow = overflow_of(code)
+    for i in range(wide.size):
+        magnitude = u4(wide[i] & MAGNITUDE)
+        kind = OVERFLOW_KIND if magnitude >= overflow else FINE
+        kind = INF_KIND if magnitude == INF else kind
+        kinds[i] = NAN_KIND if magnitude > INF else kind
+        marks[i // FOUR_BIT] |= np.uint8(kinds[i] != FINE)
+
+
+def tables_of(scales: npt.NDArray[np.float32], out_dtype: str) -> Tables:
+    """Return the tables of e2m1 codes under float32 scales [256]."""
+    count, width = FOUR_BIT * ONE_BYTE, ELEMENTS[out_dtype].itemsize
+    tables = Tables(np.empty(count * width, U8), np.empty(count, U8), np.zeros(ONE_BYTE, U8))
+    _fill(VALUES, scales, tuple(tables), CODES[out_dtype])
+    return tables
+
+
+def _decoder(look_up: LookUp, width: int) -> Callable[..., bool]:
+    """Return a jitable function that decodes to outputs of `width` bytes."""
+    table, given = FOUR_BIT * width, LANES * width
+
+    @jitable
+    def decode_rest(
+        codes: Array, scale: np.int64, planes: Array, out: Array, begin: Pair, cols: int
+    ) -> None:
+        """Fill the last columns of a row, fewer than a group, by way of whole vectors.
+
+        begin: the bytes where they begin in codes and out.
+        """
+        spare, outputs = np.zeros(PAIRS, np.uint8), np.empty(given, np.uint8)
+        for col in range(0, cols, LANES):
+            at, out_at = begin[0] + col // 2, begin[1] + col * width
+            left = min(LANES, cols - col)
+            for i in range((left + 1) // 2):
+                spare[i] = codes[at + i]
+            look_up(spare, planes, outputs, (0, scale * table, 0))
+            for i in range(left * width):
+                out[out_at + i] = outputs[i]
+
+    @jitable
+    def decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> bool:
+        """Fill `out`; return whether a scale is marked."""
+        (codes, scales), (planes, marks) = stored, tables
+        marked = np.uint8(0)
+        groups, steps = job.cols // job.group_cols, job.group_cols // LANES
+        for row in range(job.rows):
+            at, out_at = row * pitches[0], row * pitches[2]
+            for group in range(groups):
+                scale = np.int64(scales[row * pitches[1] + group])
+                marked |= marks[scale]
+                for _ in range(steps):
+                    look_up(codes, planes, out, (at, scale * table, out_at))
+                    at, out_at = at + PAIRS, out_at + given
+            left = job.cols - groups * job.group_cols
+            if left:
+                scale = np.int64(scales[row * pitches[1] + groups])
+                marked |= marks[scale]
+                decode_rest(codes, scale, planes, out, (at, out_at), left)
+        return bool(marked != 0)
+
+    found: Callable[..., bool] = decode
+    return found
+
+
+_decode_to_16, _decode_to_32 = _decoder(nibbles_to_16, 2), _decoder(nibbles_to_32, 4)
+
+
+@compiled((TWO, TWO, BYTES_OUT, TRIPLE, JOB))
+def _decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> bool:
+    """Fill `out`; return whether a scale is marked.
+
+    stored: codes and scales; tables: planes and marks; pitches: bytes per row of codes, scales
+    and out.
+    """
+    if job.width == 2:
+        return _decode_to_16(stored, tables, out, pitches, job)
+    return _decode_to_32(stored, tables, out, pitches, job)
+
+
+@compiled((TWO, TWO, TRIPLE, JOB))
+def _count(stored: Two, tables: Two, pitches: Triple, job: Job) -> Triple:
+    """Return the counts. tables: kinds and marks."""
+    codes, scales = stored
+    kinds, marks = tables
+    nan = inf = over = 0
+    for row in range(job.rows):
+        for group in range((job.cols + job.group_cols - 1) // job.group_cols):
+            scale = np.int64(scales[row * pitches[1] + group])
+            if not marks[scale]:
+                continue
+            first = group * job.group_cols
+            for col in range(first, min(first + job.group_cols, job.cols)):
+                pair = codes[row * pitches[0] + col // 2]
+                code = pair & np.uint8(15) if col % 2 == 0 else pair >> np.uint8(4)
+                kind = kinds[scale * FOUR_BIT + np.int64(code)]
+                nan += int(kind == NAN_KIND)
+                inf += int(kind == INF_KIND)
+                over += int(kind == OVERFLOW_KIND)
+    return nan, inf, over
+
+
+def decode(codes: Array, scales: Array, tables: Tables, group_cols: int, out: Array) -> Counts:
+    """Fill `out` [R, C] from codes [R, ceil C/2] and scales [R, ceil C/group_cols], uint8."""
+    rows, cols = out.shape
+    check_array("codes", codes, U8, (rows, -(-cols // 2)))
+    check_array("scales", scales, U8, (rows, -(-cols // group_cols)))
+    taken, by, given = rows_of(codes), rows_of(scales), rows_of(out)
+    job = Job(rows, cols, out.itemsize, group_cols)
+    stored, pitches = (taken.memory, by.memory), (taken.pitch, by.pitch, given.pitch)
+    if not _decode(stored, (tables.planes, tables.marks), given.memory, pitches, job):
+        return Counts(0, 0, 0)
+    return Counts(*_count(stored, (tables.kinds, tables.marks), pitches, job))

@@ -1,0 +1,136 @@
+"""Look-ups of 16 codes at a time, as one instruction: numba makes no byte shuffles of its own.
+
+A table holds 16 outputs as planes of 16 bytes: the lowest byte of each output, then the next.
+A plane is one vector, and 16 codes pick 16 of its bytes at once.
+
+Every look-up is called `look_up(codes, tables, out, begin)` in compiled functions: uint8 arrays,
+and the bytes of codes, tables and out to begin at. No bounds are checked: it reads 16 codes and
+one table, and writes 16 outputs. Nothing has to be aligned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numba
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from moeconv.kernels.cpu.base import nb
+
+ir: Any = import_module("llvmlite.ir")  # it has no annotations
+_binding: Any = import_module("llvmlite.binding")
+_config: Any = numba.config
+insert_function: Any = cgutils.get_or_insert_function
+
+LANES = 16
+PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
+
+Vector = Any  # a value of <16 x i8>
+Builder = Any
+Permute = Callable[[Builder, Vector, Vector], Vector]
+LookUp = Any  # numba's intrinsic: called in compiled functions alone
+
+
+def features() -> frozenset[str]:
+    """Return the features of the CPU that numba compiles for, each as "+name" or "-name"."""
+    chosen = _config.CPU_FEATURES
+    text = chosen if chosen is not None else _binding.get_host_cpu_features().flatten()
+    return frozenset(text.split(","))
+
+
+def pshufb(builder: Builder, plane: Vector, codes: Vector) -> Vector:
+    """Return plane[codes] by the instruction of SSSE3."""
+    signature = ir.FunctionType(plane.type, [plane.type, plane.type])
+    function = insert_function(builder.module, signature, PSHUFB)
+    return builder.call(function, [plane, codes])
+
+
+def portable(builder: Builder, plane: Vector, codes: Vector) -> Vector:
+    """Return plane[codes] byte by byte, in the form that LLVM makes TBL of on AArch64."""
+    found = ir.Constant(plane.type, ir.Undefined)
+    for lane in range(LANES):
+        place = ir.Constant(ir.IntType(32), lane)
+        byte = builder.extract_element(plane, builder.extract_element(codes, place))
+        found = builder.insert_element(found, byte, place)
+    return found
+
+
+PERMUTE: Permute = pshufb if "+ssse3" in features() else portable
+
+
+def _bytes(lanes: int) -> Any:
+    return ir.VectorType(ir.IntType(8), lanes)
+
+
+def _all(value: int, lanes: int = LANES) -> Any:
+    return ir.Constant(_bytes(lanes), [value] * lanes)
+
+
+def _place(context: Any, builder: Builder, array: tuple[Any, Any, Any], lanes: int) -> Any:
+    """Return a pointer to `lanes` bytes of an array: its numba type, its value, where to begin."""
+    kind, value, at = array
+    memory = context.make_array(kind)(context, builder, value).data
+    begin = builder.gep(builder.bitcast(memory, ir.IntType(8).as_pointer()), [at])
+    return builder.bitcast(begin, _bytes(lanes).as_pointer())
+
+
+def _load(context: Any, builder: Builder, array: tuple[Any, Any, Any], lanes: int) -> Vector:
+    found = builder.load(_place(context, builder, array, lanes))
+    found.align = 1
+    return found
+
+
+def _mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
+    """Return the first bytes of the vectors, the second ones, and so on; 1, 2 or 4 vectors."""
+    if len(vectors) == 1:
+        return vectors[0]
+    half = len(vectors) // 2
+    even, odd = (_mixed(builder, vectors[first::2]) for first in (0, 1))
+    order = [place for lane in range(LANES * half) for place in (lane, LANES * half + lane)]
+    places = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+    return builder.shuffle_vector(even, odd, places)
+
+
+def _unpacked(builder: Builder, pairs: Vector) -> Vector:
+    """Return 16 codes of 8 bytes, the low nibble of each first."""
+    half = LANES // 2
+    low, high = builder.and_(pairs, _all(15, half)), builder.lshr(pairs, _all(4, half))
+    order = [place for lane in range(half) for place in (lane, half + lane)]
+    places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
+    return builder.shuffle_vector(low, high, places)
+
+
+def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
+    """Return a look-up of outputs of `nbytes`: 2 or 4, which is how many planes a table has.
+
+    packed: codes are nibbles, two a byte, the low one first; else bytes, whose low nibble counts.
+    """
+
+    @intrinsic
+    def look_up(typing: Any, codes: Any, tables: Any, out: Any, begin: Any) -> Any:
+        def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
+            at, table, out_at = (builder.extract_value(given[3], i) for i in range(3))
+            arrays = tuple(zip(signature.args, given, strict=True))
+            stored = _load(context, builder, (*arrays[0], at), LANES // 2 if packed else LANES)
+            taken = _unpacked(builder, stored) if packed else builder.and_(stored, _all(15))
+            found = []
+            for plane in range(nbytes):
+                place = builder.add(table, ir.Constant(table.type, plane * LANES))
+                outputs = _load(context, builder, (*arrays[1], place), LANES)
+                found.append(permute(builder, outputs, taken))
+            write = _place(context, builder, (*arrays[2], out_at), LANES * nbytes)
+            builder.store(_mixed(builder, found), write).align = 1
+            return context.get_dummy_value()
+
+        return nb.void(codes, tables, out, begin), generate
+
+    return look_up
+
+
+nibbles_to_16 = look_up_of(packed=True, nbytes=2)
+nibbles_to_32 = look_up_of(packed=True, nbytes=4)
+codes_to_16 = look_up_of(packed=False, nbytes=2)
+codes_to_32 = look_up_of(packed=False, nbytes=4)

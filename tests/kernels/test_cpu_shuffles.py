@@ -1,0 +1,107 @@
+"""Look-ups of 16 codes: by the shuffle and by the portable form, and kernels compiled with each."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+import moeconv
+from moeconv.kernels.cpu import shuffles
+from moeconv.kernels.cpu.base import BYTES_IN, BYTES_OUT
+from tests.kernels.assembly import assert_one_run
+
+ROOT = Path(moeconv.__file__).parents[1]
+HAS_SHUFFLE = "+ssse3" in shuffles.features()
+PERMUTES = [
+    pytest.param(shuffles.pshufb, marks=pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")),
+    shuffles.portable,
+]
+# What some kernels make of random parts, on any CPU.
+USE = """
+import sys
+from hashlib import blake2b
+import numpy as np
+from moeconv.codecs.base import Window
+from moeconv.kernels.cpu import KERNELS, shuffles
+rng, found, window = np.random.default_rng(0), blake2b(digest_size=8), Window(0, 5, 0, 94)
+def draw(*shape):
+    return rng.integers(0, 256, shape, dtype=np.uint8)
+for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)):
+    out = np.zeros((5, 94), kind)
+    parts = {"codes": draw(5, 47), "scales": draw(5, 3)}
+    KERNELS["mxfp4"](parts, window, {"codes": "codes", "scales": "scales"}, dtype, out)
+    found.update(out.tobytes())
+print(shuffles.PERMUTE.__name__, found.hexdigest())
+"""
+
+
+def compiled(look_up: Any) -> Any:
+    @numba.njit((BYTES_IN, BYTES_IN, BYTES_OUT))
+    def run(codes: Any, tables: Any, out: Any) -> None:
+        for at in range(0, 64, 2):
+            look_up(codes, tables, out, (at + 1, at + 3, 5 + at * 64))
+
+    return run
+
+
+@pytest.mark.parametrize("permute", PERMUTES)
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("nbytes", [2, 4])
+def test_sixteen_codes(permute: shuffles.Permute, packed: bool, nbytes: int) -> None:
+    """At places off any alignment; what lies beside the outputs stays."""
+    rng, count = np.random.default_rng(0), 8 if packed else 16
+    codes = rng.integers(0, 256, 63 + count, dtype=np.uint8)
+    tables = rng.integers(0, 256, 65 + 16 * nbytes, dtype=np.uint8)
+    out = np.full(5 + 64 * 64, 7, np.uint8)
+    wanted = out.copy()
+    for at in range(0, 64, 2):
+        taken = codes[at + 1 : at + 1 + count]
+        order = np.stack([taken & 15, taken >> 4], axis=-1).ravel() if packed else taken & 15
+        planes = tables[at + 3 : at + 3 + 16 * nbytes].reshape(nbytes, 16)
+        begin = 5 + at * 64
+        wanted[begin : begin + 16 * nbytes] = planes[:, order].T.ravel()
+    compiled(shuffles.look_up_of(packed, nbytes, permute))(codes, tables, out)
+    np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_look_up_is_a_shuffle(packed: bool) -> None:
+    run = compiled(shuffles.look_up_of(packed, 2))
+    (assembly,) = run.inspect_asm().values()
+    assert_one_run(assembly, (r"\sv?pshufb\s",))
+
+
+def test_features_follow_what_numba_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+sse2,-ssse3")
+    assert shuffles.features() == {"+sse2", "-ssse3"}
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    assert "" not in shuffles.features()
+
+
+def outputs_on(cpu: dict[str, str], cache: Path) -> list[str]:
+    """Return which form of the look-up a fresh interpreter takes, and a digest of outputs."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), **cpu}
+    run = subprocess.run(
+        [sys.executable, "-c", USE], env=environ, cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86-64 CPU")
+def test_kernels_without_the_shuffle(tmp_path: Path) -> None:
+    """numba compiles for a CPU that has no byte shuffle; the outputs are the same."""
+    here = outputs_on({}, tmp_path)
+    form, digest = outputs_on({"NUMBA_CPU_NAME": "generic"}, tmp_path)
+    assert form == "portable"
+    assert digest == here[1]
+    assert here[0] == ("pshufb" if HAS_SHUFFLE else "portable")

@@ -39,7 +39,7 @@ def loaded(words: list[str]) -> set[str]:
         (["formats"], {"rich"}),
         (["inspect", "SRC"], {"rich"}),
         (["inspect", "SRC", "--json"], set()),
-        (["plan", "SRC", "DST", "--layout", "vllm", "--tp", "2"], {"rich", "numba"}),
+        (["plan", "SRC", "DST", "--layout", "vllm", "--tp", "2"], {"rich"}),
     ],
 )
 def test_commands_import_what_they_need(
@@ -47,3 +47,10 @@ def test_commands_import_what_they_need(
 ) -> None:
     paths = {"SRC": str(checkpoint), "DST": str(tmp_path / "dst")}
     assert loaded([paths.get(word, word) for word in words]) <= allowed
+
+
+def test_kernels_that_are_kept_need_no_numba(checkpoint: Path, tmp_path: Path) -> None:
+    """The first of two conversions compiles what it finds no image of."""
+    words = ["convert", str(checkpoint), str(tmp_path / "one"), "--progress", "none"]
+    loaded(words)
+    assert loaded([*words[:2], str(tmp_path / "two"), *words[3:]]) <= {"rich"}

@@ -65,7 +65,7 @@ HEAVY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("moeconv.kernels.gpu",),
     ),
     "triton": (("moeconv.kernels.gpu",), ("moeconv.kernels.gpu",)),
-    "numba": (("moeconv.kernels.cpu",), ("moeconv.kernels.cpu",)),
+    "numba": (("moeconv.kernels.cpu",), ()),
     "transformers": ((), ()),
     "compressed_tensors": ((), ()),
 }

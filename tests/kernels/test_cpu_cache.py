@@ -12,15 +12,27 @@ import pytest
 import moeconv
 
 ROOT = Path(moeconv.__file__).parents[1]
-# Compile one kernel, and tell where the cache is and whether numba's own choice was left alone.
+# Use one kernel, and tell where the cache is and whether numba was needed.
 USE = """
-import numpy as np, numba
+import sys
+import numpy as np
 from moeconv.kernels.cpu import copies
 from moeconv.kernels.cpu.cache import cache_directory
 assert copies.count_nonfinite(np.full(2, np.inf, np.float32), "F32") == (0, 2)
-hits = sum(copies._count.dispatcher().stats.cache_hits.values())
-print(cache_directory(), hits, repr(numba.config.CACHE_DIR))
+print(cache_directory(), "numba" in sys.modules)
 """
+# The same with a numba whose code no image can be made of; hits in numba's own cache.
+USE_NUMBAS = (
+    """
+from moeconv.kernels.cpu import images
+images.MEMINFO = "of another release"
+"""
+    + USE.replace('"numba" in sys.modules', "sum(copies._count._call.stats.cache_hits.values())")
+    + """
+import numba
+print(repr(numba.config.CACHE_DIR))
+"""
+)
 
 
 def start(code: str, environ: dict[str, str]) -> subprocess.Popen[str]:
@@ -42,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> list[str]:
 
 
 def kept(directory: Path) -> list[Path]:
-    return sorted(directory.rglob("*.nb[ic]"))
+    return sorted(directory.rglob("*.image"))
 
 
 def test_import_is_free_of_torch(tmp_path: Path) -> None:
@@ -55,15 +67,30 @@ def test_two_processes_share_the_users_cache(tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path)}
     racing = [start(USE, environ), start(USE, environ)]
     for process in racing:
-        where, _, untouched = finish(process)
+        where, compiled = finish(process)
         assert Path(where).parent == tmp_path / ".cache" / "moeconv"
-        assert untouched == "''"
-    files = kept(tmp_path)
+        assert compiled == "True"
+    (image,) = kept(tmp_path)
+    whole = image.read_bytes()
+    assert finish(start(USE, environ))[1] == "False"
+    for damaged in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        image.write_bytes(damaged)  # by a crash, or by a disk: compiled again, not fatal
+        assert finish(start(USE, environ))[1] == "True"
+        assert image.read_bytes() == whole
+    assert list(image.parent.iterdir()) == [image]
+
+
+def test_numbas_own_cache_keeps_what_no_image_can_be_made_of(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    where, hits, untouched = finish(start(USE_NUMBAS, environ))
+    assert hits == "0"
+    assert untouched == "''"
+    files = sorted(Path(where).rglob("*.nb[ic]"))
     assert [file.suffix for file in files] == [".nbc", ".nbi"]
-    assert finish(start(USE, environ))[1] == "1"
-    for file in files:  # cut short by a crash: compiled again, not fatal
+    assert finish(start(USE_NUMBAS, environ))[1] == "1"
+    for file in files:  # cut short by a crash
         file.write_bytes(file.read_bytes()[:1])
-        assert finish(start(USE, environ))[1] == "0"
+        assert finish(start(USE_NUMBAS, environ))[1] == "0"
 
 
 @pytest.mark.parametrize(

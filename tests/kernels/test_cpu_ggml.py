@@ -311,7 +311,7 @@ def test_inner_loops_are_vectorised(kind: str) -> None:
     (Compiled afresh, because numba shows no assembly of what it loads from its cache.)
     """
     kernel = ggml.BLOCK_TYPES[kind].decode
-    fresh = numba.njit(kernel._signature, nogil=True)(kernel.__wrapped__)
+    fresh = numba.njit(kernel.signature, nogil=True)(kernel.__wrapped__)
     (assembly,) = fresh.inspect_asm().values()
     straight = re.split(r"^\s+(?:j\w+|call\w*)\s.*$|^\S+:.*$", assembly, flags=re.MULTILINE)
     products = (r"\sv?cvtdq2ps\s", r"\sv?mulps\s")

@@ -13,7 +13,7 @@ from moeconv.codecs.base import Window
 from moeconv.codecs.mxfp4 import Mxfp4
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import KERNELS, Counts, fours
-from moeconv.kernels.cpu.shuffles import features
+from moeconv.kernels.cpu.cache import cpu_features
 from tests.kernels.assembly import assembly_of, assert_one_run, nb
 
 DECODE = KERNELS["mxfp4"]
@@ -197,11 +197,11 @@ def test_wrong_shapes_are_refused(
         DECODE(parts, Window(0, 4, 0, 64), PARAMS, "BF16", np.zeros(out, np.uint16))
 
 
-@pytest.mark.skipif("+ssse3" not in features(), reason="reads the assembly of a byte shuffle")
+@pytest.mark.skipif("+ssse3" not in cpu_features(), reason="reads the assembly of a byte shuffle")
 @pytest.mark.parametrize("loop", [fours._decode_to_16, fours._decode_to_32])
 def test_inner_loop_is_shuffles(loop: Any) -> None:
     """One run without a jump or call takes codes by shuffles to two groups of a scale."""
     stored = nb.UniTuple(nb.uint8[::1], 2)
     pitches = nb.UniTuple(nb.int64, 3)
-    assembly = assembly_of(loop, stored, stored, nb.uint8[::1], pitches, fours.JOB)
+    assembly = assembly_of(loop, stored, stored, nb.uint8[::1], pitches, fours.JOB.made())
     assert_one_run(assembly, (r"\sv?pshufb\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \d*\("))

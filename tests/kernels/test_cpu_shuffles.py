@@ -16,10 +16,11 @@ import pytest
 import moeconv
 from moeconv.kernels.cpu import shuffles
 from moeconv.kernels.cpu.base import BYTES_IN, BYTES_OUT
+from moeconv.kernels.cpu.cache import cpu_features
 from tests.kernels.assembly import assert_one_run
 
 ROOT = Path(moeconv.__file__).parents[1]
-HAS_SHUFFLE = "+ssse3" in shuffles.features()
+HAS_SHUFFLE = "+ssse3" in cpu_features()
 PERMUTES = [
     pytest.param(shuffles.pshufb, marks=pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")),
     shuffles.portable,
@@ -44,7 +45,7 @@ print(shuffles.PERMUTE.__name__, found.hexdigest())
 
 
 def compiled(look_up: Any) -> Any:
-    @numba.njit((BYTES_IN, BYTES_IN, BYTES_OUT))
+    @numba.njit((BYTES_IN.made(), BYTES_IN.made(), BYTES_OUT.made()))
     def run(codes: Any, tables: Any, out: Any) -> None:
         for at in range(0, 64, 2):
             look_up(codes, tables, out, (at + 1, at + 3, 5 + at * 64))
@@ -81,10 +82,11 @@ def test_a_look_up_is_a_shuffle(packed: bool) -> None:
 
 
 def test_features_follow_what_numba_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+sse2,-ssse3")
-    assert shuffles.features() == {"+sse2", "-ssse3"}
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
-    assert "" not in shuffles.features()
+    assert "" not in cpu_features()
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    assert cpu_features() == {""}
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse2,-ssse3")
+    assert cpu_features() == {"+sse2", "-ssse3"}
 
 
 def outputs_on(cpu: dict[str, str], cache: Path) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import types
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
+from moeconv.kernels.cpu.signatures import nb as nb
 from moeconv.types import Params
 
 Array = npt.NDArray[Any]
@@ -45,9 +45,8 @@ MAGNITUDES = {"BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7FFFFFFF}
 Pair = tuple[int, int]
 Triple = tuple[int, int, int]
 
-# numba's types of arguments; arrays accept every array of the element type, read-only and
-# unaligned ones too, so that one signature is enough.
-nb: Any = types  # numba's own annotations are incomplete
+# Arrays accept every array of the element type, read-only and unaligned ones too, so that one
+# signature is enough.
 INT = nb.int64
 PAIR = nb.UniTuple(INT, 2)
 TRIPLE = nb.UniTuple(INT, 3)

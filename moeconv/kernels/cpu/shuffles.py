@@ -14,16 +14,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-import numba
-from numba.core import cgutils
-from numba.extending import intrinsic
-
 from moeconv.kernels.cpu.base import nb
+from moeconv.kernels.cpu.cache import cpu_features, intrinsic
 
 ir: Any = import_module("llvmlite.ir")  # it has no annotations
-_binding: Any = import_module("llvmlite.binding")
-_config: Any = numba.config
-insert_function: Any = cgutils.get_or_insert_function
 
 LANES = 16
 PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
@@ -34,17 +28,11 @@ Permute = Callable[[Builder, Vector, Vector], Vector]
 LookUp = Any  # numba's intrinsic: called in compiled functions alone
 
 
-def features() -> frozenset[str]:
-    """Return the features of the CPU that numba compiles for, each as "+name" or "-name"."""
-    chosen = _config.CPU_FEATURES
-    text = chosen if chosen is not None else _binding.get_host_cpu_features().flatten()
-    return frozenset(text.split(","))
-
-
 def pshufb(builder: Builder, plane: Vector, codes: Vector) -> Vector:
     """Return plane[codes] by the instruction of SSSE3."""
     signature = ir.FunctionType(plane.type, [plane.type, plane.type])
-    function = insert_function(builder.module, signature, PSHUFB)
+    tools: Any = import_module("numba.core.cgutils")
+    function = tools.get_or_insert_function(builder.module, signature, PSHUFB)
     return builder.call(function, [plane, codes])
 
 
@@ -58,7 +46,7 @@ def portable(builder: Builder, plane: Vector, codes: Vector) -> Vector:
     return found
 
 
-PERMUTE: Permute = pshufb if "+ssse3" in features() else portable
+PERMUTE: Permute = pshufb if "+ssse3" in cpu_features() else portable
 
 
 def _bytes(lanes: int) -> Any:

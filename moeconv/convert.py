@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,15 @@ from moeconv.destination import (
     remove_output,
     start,
 )
+from moeconv.device.choose import Chosen, Wanted, choose_decoder, wanted_device
+from moeconv.device.ways import ways_of
 from moeconv.errors import Refused
 from moeconv.execute import Limits, Report, Run, Signal, check_memory, make_jobs, open_outputs
 from moeconv.journal import JOURNAL_NAME, Entry, Header, Journal
 from moeconv.manifest import Outcome, outcome_of
 from moeconv.plan import Plan
 from moeconv.process import Context
-from moeconv.resources import IDLE_SHARE, Resources, check_floor, choose_limits
+from moeconv.resources import IDLE_SHARE, Resources, check_floor, check_vram, choose_limits
 from moeconv.store import system
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
@@ -39,7 +42,8 @@ from moeconv.types import Json
 class Result(NamedTuple):
     """What a run did. `state`: converted, finished (it was already), or waiting (for other ranks).
 
-    `nbytes` were written by this run, `read_nbytes` read; seconds of wall time.
+    `nbytes` were written by this run, `read_nbytes` read; seconds of wall time; `devices` decoded,
+    none where nothing was to be done; `device_note`: why no GPU did, though there is one.
     """
 
     state: str
@@ -49,6 +53,8 @@ class Result(NamedTuple):
     seconds: float
     peak_rss_nbytes: int
     missing_files: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    device_note: str = ""
 
 
 def convert_plan(
@@ -69,13 +75,15 @@ def convert_plan(
     check_apart(plan.model.source.root, dst)
     decide(examine(dst), plan, dst, overwrite=resources.overwrite)
     limits = choose_limits(resources)
+    device = wanted_device(resources.device, resources.vram_nbytes)
     tasks = build_tasks(plan.weights, plan.files)
-    check_floor(limits, check_memory(tasks, plan.weights, plan.files))
+    floor = check_memory(tasks, plan.weights, plan.files)
+    check_floor(limits, floor)
     if examine(dst).state == "nothing":
         check_space(dst, needed_nbytes(plan))
     try:
         with DirectoryLock(dst):
-            return _Conversion(plan, dst, limits, begin).run(
+            return _Conversion(plan, dst, Bounds(limits, device, floor), begin).run(
                 resources, tasks, report, signal or Signal()
             )
     except OSError as error:
@@ -108,13 +116,23 @@ def chosen_files(plan: Plan) -> tuple[int, ...]:
     )
 
 
+class Bounds(NamedTuple):
+    """What a run may use; `floor_nbytes`: what the largest block needs."""
+
+    limits: Limits
+    device: Wanted
+    floor_nbytes: int
+
+
 class _Conversion:
     """One run on a locked directory."""
 
-    def __init__(self, plan: Plan, dst: Path, limits: Limits, begin: float) -> None:
+    def __init__(self, plan: Plan, dst: Path, bounds: Bounds, begin: float) -> None:
         self.plan = plan
         self.dst = dst
-        self.limits = limits
+        self.bounds = bounds
+        self.limits = bounds.limits
+        self.chosen = Chosen(CpuDecoder(), ())
         self.begin = begin
         self.read_nbytes = 0
 
@@ -130,6 +148,10 @@ class _Conversion:
         action = decide(found, self.plan, self.dst, overwrite=resources.overwrite)
         if action == "finished":
             return self.already(found)
+        device = self.bounds.device
+        ways = ways_of(tasks, self.plan.weights, self.plan.files) if device.cards else frozenset()
+        self.chosen = choose_decoder(device, ways)
+        check_vram(self.chosen.decoder.max_nbytes, self.bounds.floor_nbytes)
         if action == "replace":
             remove_output(found, self.dst)
         if action == "continue":
@@ -138,7 +160,7 @@ class _Conversion:
             check_space(self.dst, needed_nbytes(self.plan))
             start(self.dst, self.plan)
         journal, done = self.open_journal(tasks, fresh=action != "continue")
-        with journal:
+        with journal, closing(self.chosen.decoder):
             written, new = self.do(journal, tasks, done, (report, signal))
         outcome = outcome_of([*done, *new])
         missing = self.missing(tasks, outcome)
@@ -236,9 +258,9 @@ class _Conversion:
             },
             lambda name, nbytes: OutputFile(self.dst / name, nbytes, resume=True),
         )
-        decoder = CpuDecoder()
+        decoder = self.chosen.decoder
         pool = decoder.pool(self.limits.memory_nbytes // (IDLE_SHARE - 1))
-        per_task = self.limits.memory_nbytes // self.limits.jobs
+        per_task = min(self.limits.memory_nbytes // self.limits.jobs, decoder.max_nbytes)
         try:
             with Reader(self.plan.model.source.files) as reader:
                 for index, output in outputs.items():
@@ -286,5 +308,13 @@ class _Conversion:
     ) -> Result:
         seconds = time.monotonic() - self.begin
         return Result(
-            state, manifest, nbytes, self.read_nbytes, seconds, process_peak_rss(), missing
+            state,
+            manifest,
+            nbytes,
+            self.read_nbytes,
+            seconds,
+            process_peak_rss(),
+            missing,
+            self.chosen.names,
+            self.chosen.note,
         )

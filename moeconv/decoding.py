@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -49,8 +51,16 @@ class Decoder(Protocol):
     """
 
     @property
-    def any_order(self) -> bool:
-        """Whether an output that runs along columns costs no more than one along rows."""
+    def max_nbytes(self) -> int:
+        """The most bytes that a piece of a task may have in memory."""
+        ...
+
+    def any_order(self, weight: Weight) -> bool:
+        """Return whether an output along columns costs no more than one along rows."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held; nothing may be decoding."""
         ...
 
     def pool(self, max_nbytes: int) -> BufferPool:
@@ -60,7 +70,7 @@ class Decoder(Protocol):
     def decode(
         self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
     ) -> Counts:
-        """Fill out [rows, cols] as `decode_window` does; it runs along columns if any_order."""
+        """Fill out [rows, cols] as `decode_window` does; any_order: it may run along columns."""
         ...
 
     def encode(self, form: str, part: str, values: Array, out: Array) -> int:
@@ -71,7 +81,14 @@ class Decoder(Protocol):
 class CpuDecoder:
     """Decodes where it is called, with numba's kernels and the readable references."""
 
-    any_order = False
+    max_nbytes = sys.maxsize
+
+    def any_order(self, weight: Weight) -> bool:
+        """Return False: kernels write along rows."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
 
     def pool(self, max_nbytes: int) -> BufferPool:
         """Return a pool of plain memory."""
@@ -182,8 +199,15 @@ def decode_window(
 
     BadSource for numbers that the codec refuses, with the name of the weight.
     """
-    try:
+    with named(weight):
         return _decode(weight, parts, window, dtype, out)
+
+
+@contextmanager
+def named(weight: Weight) -> Iterator[None]:
+    """Add the weight's name and file to a BadSource that does not say where."""
+    try:
+        yield
     except BadSource as error:
         if error.where:
             raise

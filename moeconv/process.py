@@ -122,7 +122,7 @@ class _Piece:
                     array = stored.T if weight.transposed else stored
                     counts = count_copied(stored, dtype) if weight.is_expert else Counts(0, 0, 0)
                 else:
-                    array = self.room(window, dtype, phase)
+                    array = self.room(weight, window, dtype, phase)
                     counts = self.context.decoder.decode(weight, parts, window, dtype, array)
                     self.check_overflow(weight, dtype, counts)
                     overflow += counts.overflow
@@ -131,11 +131,11 @@ class _Piece:
                     nan, inf = nan + counts.nan, inf + counts.inf
         return decoded, Counts(nan, inf, overflow)
 
-    def room(self, window: Window, dtype: str, phase: int) -> Array:
+    def room(self, weight: Weight, window: Window, dtype: str, phase: int) -> Array:
         """Return memory [rows, cols] for a decoded window, as the output lies if that is free."""
         memory = self.take(window.rows * window.cols * DTYPE_BITS[dtype] // 8, phase)
         flat = memory.view(FLOAT_VIEWS.get(dtype, np.uint16))
-        if self.context.decoder.any_order and self.work.transposed:
+        if self.work.transposed and self.context.decoder.any_order(weight):
             return flat.reshape(window.cols, window.rows).T
         return flat.reshape(window.rows, window.cols)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from moeconv.errors import Refused, UsageError
+from moeconv.errors import Refused
 from moeconv.execute import Limits
 from moeconv.store.space import cpu_count, human, memory_limit
 
@@ -25,21 +24,14 @@ class Resources:
     jobs: int | None = None
     overwrite: bool = False
     device: str = "auto"  # or cpu, cuda, cuda:I
+    vram_nbytes: int | None = None  # of each GPU; None: 4 GiB, or half of what is free
 
 
 def choose_limits(resources: Resources) -> Limits:
     """Return threads and memory, from the machine where they are not given.
 
-    Raises UsageError for a device that is none, Refused for one that is not there or for more
-    memory than is free.
+    Raises Refused for more memory than is free.
     """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", resources.device) is None:
-        raise UsageError(f"--device {resources.device} is not one of auto, cpu, cuda, cuda:I")
-    if resources.device.startswith("cuda"):
-        raise Refused(
-            f"no such device: {resources.device}; this release decodes on the CPU",
-            hint="--device auto or cpu; the bytes are the same",
-        )
     jobs = resources.jobs or cpu_count() + WAITING_JOBS
     memory, free = resources.memory_nbytes, memory_limit()
     if memory is None:
@@ -55,6 +47,16 @@ def choose_limits(resources: Resources) -> Limits:
 def memory_for(flight_nbytes: int) -> int:
     """Return the --memory of which tasks in flight may take `flight_nbytes`."""
     return -(-flight_nbytes * IDLE_SHARE // (IDLE_SHARE - 1))
+
+
+def check_vram(max_nbytes: int, floor_nbytes: int) -> None:
+    """Raise Refused if the largest block does not fit in what a decoder may take."""
+    if floor_nbytes > max_nbytes:
+        raise Refused(
+            f"--vram is too small: windows may take {human(max_nbytes)} of it, and the largest "
+            f"block needs {human(floor_nbytes)}",
+            hint=f"--vram {-(-floor_nbytes // (1 << 20)) * 2}MiB or more, or --device cpu",
+        )
 
 
 def check_floor(limits: Limits, floor_nbytes: int) -> None:

@@ -141,6 +141,8 @@ def describe(run: Run) -> dict[str, Json]:
         "output_nbytes": plan.nbytes,
         "seconds": round(result.seconds, 3),
         "peak_memory_nbytes": result.peak_rss_nbytes,
+        "devices": list(result.devices),
+        "device_note": result.device_note,
         "accounting": accounting_facts(plan.accounting),
         "experts": result.manifest.get("experts"),
         "overflow": result.manifest.get("overflow", 0),
@@ -190,6 +192,10 @@ def _print_state(run: Run, facts: Json, printer: Printer) -> None:
         f"{human(facts['written_nbytes'])} in {human_seconds(facts['seconds'])}"
         f" · peak memory {human(facts['peak_memory_nbytes'])}"
     )
+    if facts["device_note"]:
+        printer.warn(facts["device_note"])
+    elif facts["devices"] not in ([], ["cpu"]):
+        printer.line(f"  decoded on {', '.join(facts['devices'])}")
     if facts["state"] == "waiting":
         there = show_numbers(facts["ranks"]) or "none"
         lacking = show_numbers(facts["missing_ranks"])

@@ -187,10 +187,11 @@ RESOURCES: tuple[Row, ...] = (
     Row(
         "device",
         "text",
-        "Where weights are decoded: auto or cpu, the same bytes either way. (default: auto)",
+        "Where weights are decoded: auto, cpu, cuda (all GPUs) or cuda:I. (default: auto)",
         _RUN,
         metavar="DEVICE",
     ),
+    Row("vram", "size", "Bound on each GPU's memory. (default: 4GiB, or half of it)", _RUN),
     _MEMORY,
     _JOBS,
     Row(

@@ -43,6 +43,7 @@ def make_resources(values: Mapping[str, Json]) -> Resources:
         jobs=values.get("jobs"),
         overwrite=bool(values.get("overwrite")),
         device=values.get("device") or "auto",
+        vram_nbytes=values.get("vram"),
     )
 
 
@@ -98,6 +99,7 @@ def print_plan(facts: Json, plan: Plan, printer: Printer) -> None:
                 f"{human(memory['nbytes'])} in flight, {memory['jobs']} tasks at once; needs at "
                 f"least --memory {human(memory['floor_nbytes'])}",
             ),
+            ("device", ", ".join(facts["devices"])),
             (
                 "disk",
                 f"{human(disk['needed_nbytes'])} needed{already}, "

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
+from moeconv.device.choose import wanted_device
+from moeconv.device.ways import CPU, ways_of
 from moeconv.errors import MoeconvError, Refused
 from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
@@ -29,12 +31,16 @@ class Needs(NamedTuple):
     disk_nbytes: int
     reserved_nbytes: int
     free_nbytes: int
+    devices: tuple[str, ...]
 
 
 def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     """Return what a plan takes: tasks, memory, disk."""
     tasks = build_tasks(plan.weights, plan.files)
     limits = choose_limits(resources)
+    wanted = wanted_device(resources.device, resources.vram_nbytes)
+    decoding = ways_of(tasks, plan.weights, plan.files) - {CPU} if wanted.cards else frozenset()
+    cards = wanted.cards if wanted.insist or decoding else ()
     floor = check_memory(tasks, plan.weights, plan.files)
     return Needs(
         tasks=len(tasks),
@@ -44,6 +50,7 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
         disk_nbytes=needed_nbytes(plan),
         reserved_nbytes=_reserved(plan, dst),
         free_nbytes=free_bytes(dst),
+        devices=tuple(f"cuda:{card.number} {card.name}" for card in cards) or ("cpu",),
     )
 
 
@@ -124,6 +131,7 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
             "floor_nbytes": needs.floor_nbytes,
             "jobs": needs.jobs,
         },
+        "devices": list(needs.devices),
         "disk": {
             "needed_nbytes": needs.disk_nbytes,
             "already_nbytes": needs.reserved_nbytes,

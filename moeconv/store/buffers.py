@@ -9,6 +9,7 @@ import contextlib
 import mmap
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from types import TracebackType
 
 import numpy as np
@@ -28,7 +29,7 @@ def aligned(nbytes: int, phase: int = 0) -> Bytes:
     [nbytes] uint8; the memory goes back to the system when the last view of it dies.
     """
     shift = phase % PAGE_NBYTES
-    return _pages(nbytes + shift)[shift : shift + nbytes]
+    return pages(nbytes + shift)[shift : shift + nbytes]
 
 
 def address(data: Bytes) -> int:
@@ -36,7 +37,8 @@ def address(data: Bytes) -> int:
     return int(data.__array_interface__["data"][0])
 
 
-def _pages(nbytes: int) -> Bytes:
+def pages(nbytes: int) -> Bytes:
+    """Return fresh zeroed whole pages of at least `nbytes`, huge ones where that is much."""
     length = max(-(-nbytes // PAGE_NBYTES) * PAGE_NBYTES, PAGE_NBYTES)
     # Private: Python's default is shared, which is shmem and has no huge pages.
     region = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -89,11 +91,13 @@ class Buffer:
 class BufferPool:
     """A thread-safe pool that keeps at most `max_bytes` of idle memory for the next takers.
 
-    It does not bound what is lent: admission of tasks does.
+    It does not bound what is lent: admission of tasks does. `make` returns fresh memory, page
+    aligned.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, make: Callable[[int], Bytes] = pages) -> None:
         self._max_bytes = max_bytes
+        self._make = make
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, Bytes] = OrderedDict()  # by address, oldest first
         self._idle_nbytes = 0
@@ -122,7 +126,7 @@ class BufferPool:
             if found is not None:
                 self._idle_nbytes -= nbytes
                 return self._idle.pop(found)
-        return _pages(nbytes)
+        return self._make(nbytes)
 
     def _keep(self, memory: Bytes) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ CONVERT_FLAGS = """
     --layout --dtype --dense-dtype --tp --dp --ep --placement --redundant-experts --expert-map
     --uneven --pad-intermediate --pad-hidden --vllm-names --ranks --layers --experts-only --include
     --exclude --config --orientation --max-file-size --nonfinite --memory --jobs --overwrite
-    --device --numa --verify --progress --quiet -q --verbose -v --json
+    --device --vram --numa --verify --progress --quiet -q --verbose -v --json
 """
 
 

@@ -50,6 +50,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "moeconv.store",
         *VALUES,
     ),
+    "moeconv.device": (
+        "moeconv.device",
+        "moeconv.arrange",
+        "moeconv.codecs",
+        "moeconv.decoding",
+        "moeconv.kernels",
+        "moeconv.store",
+        "moeconv.tasks",
+        "moeconv.torch_dtypes",
+        *VALUES,
+    ),
     "moeconv.collector": (),
     "moeconv.store": ("moeconv.store", "moeconv.gguf_config", "moeconv.collector", *VALUES),
     "moeconv.quantization": ("moeconv.quantization", "moeconv.codecs.base", *VALUES),
@@ -58,11 +69,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 RUNNING = tuple(f"moeconv.{name}" for name in ("execute", "distribute", "process"))
 NEVER_RUNNING = ("moeconv.families", "moeconv.layouts", "moeconv.cli")
 
+# What runs on a GPU; choosing one (device/choose.py) looks for it first and then imports these.
+USING_TORCH = tuple(f"moeconv.device.{name}" for name in ("gpu", "open", "pinned"))
 # Heavy package -> the rooms that may import it at all, and those that may at module level.
 HEAVY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "torch": (
-        ("moeconv.codecs", "moeconv.kernels.gpu", "moeconv.cli", "moeconv"),
-        ("moeconv.kernels.gpu",),
+        ("moeconv.codecs", "moeconv.kernels.gpu", "moeconv.device", "moeconv.cli", "moeconv"),
+        ("moeconv.kernels.gpu", *USING_TORCH),
     ),
     "triton": (("moeconv.kernels.gpu",), ("moeconv.kernels.gpu",)),
     "numba": (("moeconv.kernels.cpu",), ()),

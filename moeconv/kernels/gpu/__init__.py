@@ -21,6 +21,11 @@ KERNELS: Mapping[str, str] = {
 TURNED_KERNELS: Mapping[str, str] = {}
 
 
+def has_kernel(codec: str, *, turned: bool = False) -> bool:
+    """Return whether `kernel_of` has a kernel for a codec."""
+    return codec in (TURNED_KERNELS if turned else KERNELS)
+
+
 def kernel_of(codec: str, *, turned: bool = False) -> Kernel | None:
     """Return the kernel of a codec, for parts stored [cols, rows] if `turned`; None without one."""
     home = (TURNED_KERNELS if turned else KERNELS).get(codec)

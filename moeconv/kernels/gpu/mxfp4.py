@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from moeconv.codecs.base import Window
-from moeconv.codecs.mxfp4 import GROUP
+from moeconv.codecs.mxfp4 import GROUP, as_bytes
 from moeconv.kernels.gpu.base import CODES, LAUNCH, blocks_of, check_out, check_part, e8m0, finish
 from moeconv.types import Params
 
@@ -74,7 +74,7 @@ def decode(
     Equals codecs/mxfp4.py rounded once; tests/kernels/test_gpu_mxfp4.py holds it to that.
     """
     shape = (window.rows, window.cols)
-    codes, scales = parts[str(params["codes"])], parts[str(params["scales"])]
+    codes, scales = (as_bytes(parts[str(params[part])]) for part in ("codes", "scales"))
     check_part("codes", codes, (torch.uint8,), (shape[0], -(-shape[1] // 2)))
     check_part("scales", scales, (torch.uint8,), (shape[0], -(-shape[1] // GROUP)))
     check_out(out_dtype, out, shape)

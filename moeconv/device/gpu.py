@@ -1,0 +1,214 @@
+"""Windows decoded on GPUs: parts up, a kernel, values down, on a stream of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moeconv.codecs import CODECS, PAYLOAD_CHECKS
+from moeconv.codecs.base import Window
+from moeconv.decoding import decode_window, named
+from moeconv.device.arena import Arenas, Place, aligned_nbytes
+from moeconv.device.pinned import pinned_pages
+from moeconv.device.ways import CPU, KERNEL, way_of
+from moeconv.errors import IOFailed
+from moeconv.kernels.cpu import Counts
+from moeconv.kernels.cpu.amx import encode_part
+from moeconv.kernels.gpu import kernel_of
+from moeconv.kernels.gpu.base import OUT_DTYPES
+from moeconv.kernels.gpu.rounding import round_on_device
+from moeconv.store.buffers import BufferPool
+from moeconv.torch_dtypes import torch_dtype
+from moeconv.types import DTYPE_BITS, Weight
+
+Array = npt.NDArray[Any]
+
+COUNTS_NBYTES = 3 * 8
+# Triton compiles a kernel on its first launch, and its interpreter patches its language meanwhile:
+# one thread at a time. A launch takes microseconds; what was launched runs on all streams at once.
+_LAUNCH = threading.Lock()
+
+
+class _Lane:
+    """A stream and where its counts come back to: what one window at a time uses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.counts = torch.zeros(3, dtype=torch.int64, pin_memory=self.stream is not None)
+
+    def use(self) -> Any:
+        """Return the context in which work goes to the stream (and its device)."""
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def wait(self) -> None:
+        """Return when everything given to the stream is done; other threads run meanwhile."""
+        if self.stream is not None:
+            self.stream.synchronize()
+
+
+class _Card:
+    """One device: its arena, lanes, and the one window at a time that a reference decodes."""
+
+    def __init__(self, device: torch.device, nbytes: int) -> None:
+        self.device = device
+        self.memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.reference = threading.Lock()  # torch's own allocations are bounded one by one
+        self._lanes: list[_Lane] = []
+
+    @contextmanager
+    def lane(self) -> Iterator[_Lane]:
+        """Lend a lane; there are as many as windows were ever in flight at once."""
+        try:
+            lane = self._lanes.pop()
+        except IndexError:
+            lane = _Lane(self.device)
+        try:
+            yield lane
+        finally:
+            lane.wait()  # also after an error: memory that is still written is not lent again
+            self._lanes.append(lane)
+
+
+class _Room:
+    """A place of an arena, handed out from its beginning."""
+
+    def __init__(self, card: _Card, place: Place) -> None:
+        self._memory = card.memory[place.offset : place.offset + place.nbytes]
+        self._used = 0
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """Return the next [nbytes] uint8."""
+        start = self._used
+        self._used += aligned_nbytes(nbytes)
+        return self._memory[start : start + nbytes]
+
+    def upload(self, array: Array, dtype: torch.dtype) -> torch.Tensor:
+        """Return the elements of a row-contiguous array on the device."""
+        there = self.take(array.nbytes)
+        there.copy_(_bytes_of(array), non_blocking=True)
+        return there.view(dtype).reshape(array.shape)
+
+
+class GpuDecoder:
+    """Decodes on one or more devices, which share the windows; see decoding.Decoder.
+
+    `max_nbytes`: no window with its parts and output may take more.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], arena_nbytes: int) -> None:
+        self._cards = tuple(_Card(device, arena_nbytes) for device in devices)
+        self._arenas = Arenas([arena_nbytes] * len(devices))
+        self._pinned = all(device.type == "cuda" for device in devices)
+        self.max_nbytes = arena_nbytes
+
+    def any_order(self, weight: Weight) -> bool:
+        """Return whether the GPU decodes it: its kernels write along any axis."""
+        return way_of(weight) != CPU
+
+    def pool(self, max_nbytes: int) -> BufferPool:
+        """Return a pool of page-locked memory."""
+        return BufferPool(max_nbytes, pinned_pages) if self._pinned else BufferPool(max_nbytes)
+
+    def close(self) -> None:
+        """Give the devices' memory back; nothing may be decoding."""
+        self._cards = ()
+        if self._pinned:
+            torch.cuda.empty_cache()
+
+    def decode(
+        self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+    ) -> Counts:
+        """Fill out [rows, cols], contiguous along rows or columns; return what it holds.
+
+        BadSource for numbers that the codec refuses; IOFailed where a device fails.
+        """
+        way = way_of(weight)
+        if way == CPU:
+            return decode_window(weight, parts, window, dtype, out)
+        if weight.codec in PAYLOAD_CHECKS:
+            with named(weight):
+                PAYLOAD_CHECKS[weight.codec](parts, window, weight.params)
+        nbytes = sum(aligned_nbytes(array.nbytes) for array in parts.values())
+        nbytes += aligned_nbytes(out.nbytes) + aligned_nbytes(COUNTS_NBYTES)
+        with self._arenas.lent(nbytes) as place, self._failures(place, weight.name):
+            card = self._cards[place.card]
+            room = _Room(card, place)
+            with card.lane() as lane, lane.use():
+                given = {
+                    part: room.upload(array, _dtype(weight.parts[part].dtype, way))
+                    for part, array in parts.items()
+                }
+                there = room.take(out.nbytes).view(OUT_DTYPES[dtype])
+                flat = out if out.flags.c_contiguous else out.T
+                target = there.reshape(flat.shape)
+                target = target if flat is out else target.T
+                counts = room.take(COUNTS_NBYTES).view(torch.int64).zero_()
+                if way == KERNEL:
+                    _by_kernel(weight, given, window, dtype, (target, counts))
+                else:
+                    with card.reference:
+                        _by_reference(weight, given, window, dtype, (target, counts))
+                        lane.wait()
+                _bytes_of(flat).copy_(there.view(torch.uint8), non_blocking=True)
+                lane.counts.copy_(counts, non_blocking=True)
+                lane.wait()
+                return Counts(*lane.counts.tolist())
+
+    def encode(self, form: str, part: str, values: Array, out: Array) -> int:
+        """Fill the bytes `out` with a packed part of BF16 bits [rows, cols], rows contiguous."""
+        return encode_part(form, part, values, out)
+
+    @contextmanager
+    def _failures(self, place: Place, what: str) -> Iterator[None]:
+        """Raise IOFailed for what torch or Triton raise: the same command continues."""
+        try:
+            yield
+        except RuntimeError as error:
+            device = self._cards[place.card].device
+            raise IOFailed(
+                f"{device} failed while decoding '{what}': {str(error).splitlines()[0]}",
+                hint="the same command continues; with --device cpu it needs no GPU",
+            ) from error
+
+
+Target = tuple[torch.Tensor, torch.Tensor]  # the window's bits, and the counts
+
+
+def _by_kernel(
+    weight: Weight, parts: Mapping[str, torch.Tensor], window: Window, dtype: str, target: Target
+) -> None:
+    kernel = kernel_of(weight.codec, turned=weight.transposed)
+    assert kernel is not None  # way_of looked
+    out, counts = target
+    if weight.transposed:  # as stored: parts, window and output
+        window = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+        out = out.T
+    with _LAUNCH:
+        kernel(parts, window, weight.params, dtype, out, counts)
+
+
+def _by_reference(
+    weight: Weight, parts: Mapping[str, torch.Tensor], window: Window, dtype: str, target: Target
+) -> None:
+    turned = {part: stored.T for part, stored in parts.items()} if weight.transposed else parts
+    with torch.no_grad():
+        values = CODECS[weight.codec].decode(turned, window, weight.params).float()
+        round_on_device(values, dtype, *target)
+
+
+def _dtype(dtype: str, way: str) -> torch.dtype:
+    """Return what a part's elements are on the device: kernels take one-byte floats as bytes."""
+    if dtype not in DTYPE_BITS or (way == KERNEL and dtype.startswith("F8_")):
+        return torch.uint8
+    return torch_dtype(dtype)
+
+
+def _bytes_of(array: Array) -> torch.Tensor:
+    """Return the bytes of a contiguous array as a tensor over the same memory."""
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))

@@ -1,0 +1,42 @@
+"""Which of a plan's weights a GPU decodes, and how: told from tables, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from moeconv.arrange import OutFile
+from moeconv.decoding import is_copy
+from moeconv.kernels import gpu
+from moeconv.tasks import Task
+from moeconv.types import Weight
+
+KERNEL, REFERENCE, CPU = "kernel", "reference", "cpu"
+# Codecs whose readable reference is another project's numpy code: on a GPU it would be on the CPU.
+NUMPY_REFERENCES = ("ggml",)
+
+
+def way_of(weight: Weight) -> str:
+    """Return how a weight is decoded where there is a GPU.
+
+    KERNEL: by its Triton kernel; REFERENCE: by torch on the device; CPU: as without a GPU.
+    """
+    if gpu.has_kernel(weight.codec, turned=weight.transposed):
+        return KERNEL
+    return CPU if weight.codec in NUMPY_REFERENCES else REFERENCE
+
+
+def ways_of(
+    tasks: Iterable[Task], weights: Sequence[Weight], files: Sequence[OutFile]
+) -> frozenset[str]:
+    """Return the ways in which what is not copied is decoded; packing has a kernel, too."""
+    found: set[str] = set()
+    for task in tasks:
+        drafts = [files[one.file].tensors[one.tensor].draft for one in task.regions]
+        if any(draft.encode for draft in drafts):
+            found.add(KERNEL)
+        dtypes = {draft.decoded for draft in drafts}
+        for member in task.members:
+            weight = weights[member.weight]
+            if not all(is_copy(weight, dtype) for dtype in dtypes):
+                found.add(way_of(weight))
+    return frozenset(found)

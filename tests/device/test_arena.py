@@ -1,0 +1,75 @@
+"""Arenas: pieces never overlap, who does not fit waits, and the wait ends."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moeconv.device.arena import ALIGNMENT_NBYTES, Arenas, Place, aligned_nbytes
+
+KIB = 1024
+
+
+def disjoint(places: list[Place]) -> bool:
+    ordered = sorted(places)
+    return all(
+        one.card != other.card or one.offset + one.nbytes <= other.offset
+        for one, other in pairwise(ordered)
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 6 * KIB), st.booleans()), max_size=40))
+def test_pieces_lie_apart_and_within_their_arena(steps: list[tuple[int, bool]]) -> None:
+    sizes = (8 * KIB, 16 * KIB)
+    arenas = Arenas(sizes)
+    held: list[tuple[ExitStack, Place]] = []
+    for nbytes, give in steps:
+        if held and (give or arenas._find(aligned_nbytes(nbytes)) is None):
+            held.pop(len(held) // 2)[0].close()
+        if arenas._find(aligned_nbytes(nbytes)) is None:
+            continue  # it would wait for ever in one thread
+        stack = ExitStack()
+        place = stack.enter_context(arenas.lent(nbytes))
+        held.append((stack, place))
+        assert place.offset % ALIGNMENT_NBYTES == 0
+        assert nbytes <= place.nbytes
+        assert place.offset + place.nbytes <= sizes[place.card]
+        assert disjoint([one for _, one in held])
+    for stack, _ in held:
+        stack.close()
+    with arenas.lent(16 * KIB) as whole:  # everything came back
+        assert whole == Place(1, 0, 16 * KIB)
+
+
+def test_several_cards_share_the_work() -> None:
+    arenas = Arenas((4 * KIB, 4 * KIB))
+    with arenas.lent(KIB) as one, arenas.lent(KIB) as other:
+        assert {one.card, other.card} == {0, 1}
+
+
+def test_who_does_not_fit_waits_until_there_is_room() -> None:
+    arenas = Arenas((4 * KIB,))
+    got = threading.Event()
+
+    def wait() -> None:
+        with arenas.lent(3 * KIB):
+            got.set()
+
+    with arenas.lent(2 * KIB):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not got.wait(0.05)
+    assert got.wait(10)
+    thread.join()
+
+
+def test_what_can_never_fit_is_an_error() -> None:
+    arenas = Arenas((4 * KIB,))
+    assert arenas.fits(4 * KIB) and not arenas.fits(4 * KIB + 1)
+    with pytest.raises(ValueError, match="more than any arena"), arenas.lent(5 * KIB):
+        pass

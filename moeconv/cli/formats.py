@@ -12,7 +12,9 @@ from moeconv.types import Json
 def describe_formats() -> dict[str, Json]:
     """Return the registries as JSON values."""
     from moeconv.codecs import CODECS
+    from moeconv.device.ways import KERNEL, REFERENCE, way_of_codec
     from moeconv.families.tables import FAMILIES
+    from moeconv.kernels.cpu import KERNELS
     from moeconv.plan import LAYOUTS
 
     return {
@@ -25,7 +27,12 @@ def describe_formats() -> dict[str, Json]:
             for family in FAMILIES
         ],
         "codecs": [
-            {"name": name, "meaning": (inspect.getdoc(codec) or "").partition("\n")[0]}
+            {
+                "name": name,
+                "meaning": (inspect.getdoc(codec) or "").partition("\n")[0],
+                "on_cpu": KERNEL if name in KERNELS else REFERENCE,
+                "on_gpu": way_of_codec(name),
+            }
             for name, codec in CODECS.items()
         ],
         "layouts": [
@@ -46,8 +53,10 @@ def formats_command(values: Mapping[str, Json]) -> int:
     )
     printer.line()
     printer.table(
-        ("codec (read)", "meaning"), [(one["name"], one["meaning"]) for one in facts["codecs"]]
+        ("codec (read)", "on a CPU", "on a GPU", "meaning"),
+        [(one["name"], one["on_cpu"], one["on_gpu"], one["meaning"]) for one in facts["codecs"]],
     )
+    printer.line("reference: by torch, exact like a kernel and slower; cpu: as without a GPU")
     printer.line()
     printer.table(
         ("layout (written)", "dtypes", "per rank"),

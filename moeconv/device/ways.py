@@ -11,8 +11,8 @@ from moeconv.tasks import Task
 from moeconv.types import Weight
 
 KERNEL, REFERENCE, CPU = "kernel", "reference", "cpu"
-# Codecs whose readable reference is another project's numpy code: on a GPU it would be on the CPU.
-NUMPY_REFERENCES = ("ggml",)
+# Not worth a GPU without a kernel: another project's numpy code, tables, and scales read finer.
+ON_CPU = ("ggml", "raw", "repeated")
 
 
 def way_of(weight: Weight) -> str:
@@ -20,9 +20,14 @@ def way_of(weight: Weight) -> str:
 
     KERNEL: by its Triton kernel; REFERENCE: by torch on the device; CPU: as without a GPU.
     """
-    if gpu.has_kernel(weight.codec, turned=weight.transposed):
+    return way_of_codec(weight.codec, turned=weight.transposed)
+
+
+def way_of_codec(codec: str, *, turned: bool = False) -> str:
+    """Return how a codec is decoded where there is a GPU; `turned`: parts are stored [cols, rows]."""
+    if gpu.has_kernel(codec, turned=turned):
         return KERNEL
-    return CPU if weight.codec in NUMPY_REFERENCES else REFERENCE
+    return CPU if codec in ON_CPU else REFERENCE
 
 
 def ways_of(

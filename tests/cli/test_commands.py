@@ -234,6 +234,10 @@ def test_formats_lists_the_registries(cli: Cli) -> None:
     assert [one["name"] for one in facts["codecs"]] == list(CODECS)
     assert [one["name"] for one in facts["layouts"]] == [layout.name for layout in LAYOUTS]
     assert all(one["meaning"] for one in facts["codecs"])
+    ways = {one["name"]: (one["on_cpu"], one["on_gpu"]) for one in facts["codecs"]}
+    assert ways["mxfp4"] == ("kernel", "kernel")
+    assert ways["repeated"] == ("reference", "cpu")
+    assert ways["nf4"][0] == "reference"
     text = cli("formats").out
     for name in (*CODECS, *(family.name for family in FAMILIES)):
         assert name in text

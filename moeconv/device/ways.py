@@ -24,7 +24,7 @@ def way_of(weight: Weight) -> str:
 
 
 def way_of_codec(codec: str, *, turned: bool = False) -> str:
-    """Return how a codec is decoded where there is a GPU; `turned`: parts are stored [cols, rows]."""
+    """Return how a codec is decoded where there is a GPU; `turned`: parts lie [cols, rows]."""
     if gpu.has_kernel(codec, turned=turned):
         return KERNEL
     return CPU if codec in ON_CPU else REFERENCE

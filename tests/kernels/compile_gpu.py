@@ -1,13 +1,15 @@
 """Compile the GPU kernels for a Hopper GPU that is not there, and print the PTX instructions.
 
-python -m tests.kernels.compile_gpu: one JSON object, kernel -> sorted instructions. Each codec's
-own `decode` is called with a driver that only names the target; nothing is launched.
+python -m tests.kernels.compile_gpu: a JSON list, for every codec and output how often it has each
+instruction. Each codec's own `decode` is called with a driver that only names the target; nothing
+is launched.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ from moeconv.measure.cases import Tile, cases
 TARGET = GPUTarget("cuda", 90, 32)
 TILE = Tile(64, 512)
 INSTRUCTION = re.compile(r"^\s+(?:@!?%p\d+\s+)?([a-z][\w.]*)", re.MULTILINE)
-compiled: dict[str, set[str]] = {}
+instructions: Counter[str] = Counter()  # of what was compiled last
 
 
 class Driver:
@@ -44,8 +46,7 @@ def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options:
     """Stand in for JITFunction.run: compile for the arguments, and launch nothing."""
     assert options["enable_fp_fusion"] is False, "products would be fused into sums"
     kernel = RUN(self, *arguments, grid=grid, warmup=True, **options)
-    name = f"{self.fn.__module__.rsplit('.', 1)[-1]}.{self.fn.__name__}"
-    compiled.setdefault(name, set()).update(INSTRUCTION.findall(kernel.asm["ptx"]))
+    instructions.update(INSTRUCTION.findall(kernel.asm["ptx"]))
 
 
 def parts_of(parts: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -53,11 +54,11 @@ def parts_of(parts: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {part: torch.from_numpy(array) for part, array in parts.items()}
 
 
-def outputs(tile: Tile) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a dtype and an output of it: every dtype in order, the first also turned."""
+def outputs(tile: Tile) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield a dtype, an order and an output of it: every dtype in order, the first also turned."""
     for dtype, kind in OUT_DTYPES.items():
-        yield dtype, torch.empty(tile, dtype=kind)
-    yield "BF16", torch.empty(tile[::-1], dtype=torch.int16).T
+        yield dtype, "rows", torch.empty(tile, dtype=kind)
+    yield "BF16", "turned", torch.empty(tile[::-1], dtype=torch.int16).T
 
 
 RUN = JITFunction.run
@@ -67,14 +68,18 @@ def main() -> None:
     triton.runtime.driver.set_active(Driver())
     JITFunction.run = compile_only
     counts = torch.zeros(3, dtype=torch.int64)
+    found = []
     for case in cases(TILE):
         if case.kernel not in KERNELS:
             continue
         kernel = kernel_of(case.kernel)
-        for dtype, out in outputs(TILE):
+        for dtype, order, out in outputs(TILE):
+            instructions.clear()
             window = Window(0, TILE.rows, 0, TILE.cols)
             kernel(parts_of(case.parts), window, case.params, dtype, out, counts)
-    print(json.dumps({name: sorted(found) for name, found in compiled.items()}))
+            named = {"title": case.title, "codec": case.kernel, "dtype": dtype, "order": order}
+            found.append({**named, "instructions": dict(instructions)})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -38,14 +38,16 @@ def decode(
     if weight.transposed:
         stored = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
     found = []
-    for turned, pad in ((False, 0), (False, 3), (True, 1)):
+    for turned, step, pad in ((False, 1, 0), (False, 1, 3), (True, 1, 1), (True, 2, 0)):
         shape = (stored.cols, stored.rows) if turned else (stored.rows, stored.cols)
-        room = torch.full((shape[0], shape[1] + pad), PADDING, dtype=OUT_DTYPES[dtype])
+        room = torch.full((shape[0], shape[1] + pad, step), PADDING, dtype=OUT_DTYPES[dtype])
         wide = room.to(DEVICE)
-        out = wide[:, : shape[1]].T if turned else wide[:, : shape[1]]
+        place = wide[:, : shape[1], 0]
+        out = place.T if turned else place
         counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
         kernel(given, stored, weight.params, dtype, out, counts)
         assert bool((wide[:, shape[1] :] == PADDING).all())
+        assert bool((wide[..., 1:] == PADDING).all())
         bits = (out.T if weight.transposed else out).contiguous().cpu().numpy()
         found.append((bits.view(f"u{bits.itemsize}"), Counts(*counts.tolist())))
     for bits, counts in found[1:]:

@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,10 +20,35 @@ ROOT = Path(__file__).parents[2]
 # A fused product and sum, a division that is not rounded, subnormal numbers flushed to zero, the
 # compiler's own rounding to BF16: each would change bits.
 FORBIDDEN = re.compile(r"fma\.|\.ftz|\.approx|div\.full|cvt\.\w*\.?bf16")
+GLOBAL = re.compile(r"(ld|st)\.global\.(?:v(\d)\.)?b(\d+)")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton is installed on Linux alone")
+
+
+class Compiled(NamedTuple):
+    """A kernel compiled for one dtype and order of its output."""
+
+    title: str
+    codec: str
+    dtype: str
+    order: str
+    instructions: dict[str, int]
+
+    def those(self, pattern: re.Pattern[str]) -> list[str]:
+        return [one for one in self.instructions if pattern.search(one)]
+
+    def share(self, kind: str, nbytes: int) -> float:
+        """Return how many of the loads ("ld") or stores ("st") move at least `nbytes` a thread."""
+        widths: Counter[int] = Counter()
+        for one, count in self.instructions.items():
+            found = GLOBAL.match(one)
+            if found and found[1] == kind:
+                widths[int(found[2] or 1) * int(found[3]) // 8] += count
+        wide = sum(count for width, count in widths.items() if width >= nbytes)
+        return wide / widths.total()
 
 
 @cache
-def instructions() -> dict[str, list[str]]:
+def compiled() -> tuple[Compiled, ...]:
     environment = {key: os.environ[key] for key in os.environ if key != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.compile_gpu"],
@@ -31,21 +58,24 @@ def instructions() -> dict[str, list[str]]:
         env=environment,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    found: dict[str, list[str]] = json.loads(run.stdout)
-    return found
+    return tuple(Compiled(**one) for one in json.loads(run.stdout))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton is installed on Linux alone")
+@linux
 def test_every_kernel_compiles_and_nothing_changes_bits() -> None:
-    found = instructions()
-    assert {home.split(".")[0] for home in KERNELS.values()} <= {n.split(".")[0] for n in found}
-    wrong = {
-        name: [one for one in used if FORBIDDEN.search(one)]
-        for name, used in found.items()
-        if any(FORBIDDEN.search(one) for one in used)
-    }
+    assert set(KERNELS) <= {one.codec for one in compiled()}
+    wrong = {one[:4]: one.those(FORBIDDEN) for one in compiled() if one.those(FORBIDDEN)}
     assert wrong == {}
-    assert any("mul" in one and "f32" in one for used in found.values() for one in used)
+    assert any(one.those(re.compile(r"mul\.rn\.f32")) for one in compiled())
+
+
+@linux
+def test_memory_is_read_and_written_in_wide_words() -> None:
+    """Where parts and output are aligned; scales may be read one by one, numbers may not."""
+    halves = [one for one in compiled() if one.dtype == "BF16"]
+    assert {one.order for one in halves} == {"rows", "turned"}
+    narrow = [one[:4] for one in halves if one.share("ld", 4) < 0.5 or one.share("st", 8) < 1]
+    assert narrow == []
 
 
 def test_what_is_forbidden_is_found() -> None:

@@ -14,11 +14,20 @@ if TYPE_CHECKING:
 
 # Codec -> module and function below this package.
 KERNELS: Mapping[str, str] = {
+    "fp8-block": "fp8.decode_block",
+    "fp8-channel": "fp8.decode_channel",
+    "fp8-tensor": "fp8.decode_tensor",
     "mxfp4": "mxfp4.decode",
+    "mxfp8": "mxfp8.decode",
 }
 
 # Of weights whose parts are stored [cols, rows]: window and output are as stored, too.
-TURNED_KERNELS: Mapping[str, str] = {}
+TURNED_KERNELS: Mapping[str, str] = {
+    "fp8-block": "fp8.decode_block_turned",
+    "fp8-channel": "fp8.decode_channel_turned",
+    "fp8-tensor": "fp8.decode_tensor",
+    "mxfp8": "mxfp8.decode_turned",
+}
 
 
 def has_kernel(codec: str, *, turned: bool = False) -> bool:

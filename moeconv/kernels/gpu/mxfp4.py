@@ -1,4 +1,4 @@
-"""MXFP4 on a GPU: each byte becomes two float32 bit patterns, times the group's power of two."""
+"""MXFP4 on a GPU: pairs of codes times the group's power of two, which BF16 holds exactly."""
 
 from __future__ import annotations
 
@@ -9,56 +9,53 @@ import triton
 import triton.language as tl
 
 from moeconv.codecs.base import Window
-from moeconv.codecs.mxfp4 import GROUP, as_bytes
-from moeconv.kernels.gpu.base import CODES, LAUNCH, blocks_of, check_out, check_part, e8m0, finish
+from moeconv.codecs.mxfp4 import E2M1, GROUP, as_bytes
+from moeconv.kernels.gpu.base import check_out, e8m0
+from moeconv.kernels.gpu.scaled import (
+    are_tame,
+    check_rows,
+    corner,
+    e2m1_pairs,
+    highest_tame,
+    launch_of,
+    place,
+    place_counted,
+    spread,
+    tame,
+    tile_of,
+)
 from moeconv.types import Params
 
-BLOCK_ROWS, BLOCK_COLS = 8, 512
 PER_SCALE = tl.constexpr(GROUP)
 
 
 @triton.jit
-def e2m1(code):
-    """Return the float32 of int32 codes 0..15 (OCP MX v1.0, table 5): bits put together."""
-    magnitude = code & 7
-    normal = (((magnitude >> 1) + 126) << 23) | ((magnitude & 1) << 22)
-    bits = tl.where(magnitude > 1, normal, tl.where(magnitude == 1, 126 << 23, 0))
-    return (bits | ((code & 8) << 28)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def pairs_of(packed, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Return int32 codes [ROWS, COLS] of uint8 pairs [ROWS, COLS / 2], the low nibble first."""
-    wide = packed.to(tl.int32)
-    return tl.reshape(tl.join(wide & 15, wide >> 4), (ROWS, COLS))
-
-
-@triton.jit
 def _decode(
-    codes,
-    scales,
-    out,
-    counts,
-    rows,
-    cols,
-    code_pitch,
-    scale_pitch,
-    out_row,
-    out_col,
-    CODE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """Decode a block of ROWS x COLS; pitches and strides in elements."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    pair = tl.program_id(1) * (COLS // 2) + tl.arange(0, COLS // 2)[None, :]
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
-    mask = (row < rows) & (col < cols)
-    there = (row < rows) & (pair * 2 < cols)
-    packed = tl.load(codes + row * code_pitch + pair, mask=there, other=0)
-    scale = tl.load(scales + row * scale_pitch + col // PER_SCALE, mask=mask, other=127)
-    value = e2m1(pairs_of(packed, ROWS, COLS)) * e8m0(scale)
-    finish(value, mask, out + row * out_row + col.to(tl.int64) * out_col, counts, CODE)
+    codes, scales, out, counts, rows, cols, pairs, groups, code_pitch, scale_pitch,
+    out_row, out_col,
+    HIGH: tl.constexpr, CODE: tl.constexpr, VEC: tl.constexpr, ROWS: tl.constexpr,
+    COLS: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    """Decode a tile. pairs, groups: bytes per row of both parts; pitches: elements."""
+    top, left = corner(cols, ROWS, COLS)
+    row = (top + tl.arange(0, ROWS)).to(tl.int64)
+    col = tl.max_contiguous(left + tl.arange(0, COLS), VEC)
+    pair = tl.max_contiguous(left // 2 + tl.arange(0, COLS // 2), VEC // 2)
+    there = (row[:, None] < rows) & (pair[None, :] < pairs)
+    packed = tl.load(codes + row[:, None] * code_pitch + pair[None, :], mask=there, other=0)
+    group = left // PER_SCALE + tl.arange(0, COLS // PER_SCALE)
+    there = (row[:, None] < rows) & (group[None, :] < groups)
+    scale = tl.load(scales + row[:, None] * scale_pitch + group[None, :], mask=there, other=0)
+    scale = e8m0(scale)
+    value = e2m1_pairs(packed, ROWS, COLS) * spread(scale, ROWS, COLS)
+    if are_tame(scale, HIGH):
+        if CODE == 0:  # no more bits than BF16 has
+            result = (value.to(tl.int32, bitcast=True) >> 16).to(tl.int16)
+        else:
+            result = tame(value, CODE)
+        place(result, out, row, col, rows, cols, out_row, out_col, TURNED)
+    else:
+        place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)
 
 
 def decode(
@@ -75,20 +72,22 @@ def decode(
     """
     shape = (window.rows, window.cols)
     codes, scales = (as_bytes(parts[str(params[part])]) for part in ("codes", "scales"))
-    check_part("codes", codes, (torch.uint8,), (shape[0], -(-shape[1] // 2)))
-    check_part("scales", scales, (torch.uint8,), (shape[0], -(-shape[1] // GROUP)))
+    pairs, groups = -(-shape[1] // 2), -(-shape[1] // GROUP)
+    check_rows("codes", codes, (torch.uint8,), (shape[0], pairs))
+    check_rows("scales", scales, (torch.uint8,), (shape[0], groups))
     check_out(out_dtype, out, shape)
-    _decode[blocks_of(shape, BLOCK_ROWS, BLOCK_COLS)](
+    tile = tile_of(out)
+    _decode[tile.grid(shape)](
         codes,
         scales,
         out,
         counts,
         *shape,
+        pairs,
+        groups,
         codes.stride(0),
         scales.stride(0),
         *out.stride(),
-        CODE=CODES[out_dtype],
-        ROWS=BLOCK_ROWS,
-        COLS=BLOCK_COLS,
-        **LAUNCH,
+        HIGH=highest_tame(max(E2M1), out_dtype),
+        **launch_of(tile, out_dtype),
     )

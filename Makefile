@@ -34,8 +34,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -rs
 
+# On a machine with a GPU: the kernels themselves, and what only hardware can show.
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -rs -m gpu
+	$(BIN)/python -m pytest -rs tests/device tests/kernels/test_gpu_*.py
 
 # kt-kernel 0.7.2 in an environment of its own: MOECONV_KT_PYTHON=/path/to/python make test-kt
 test-kt: $(STAMP)

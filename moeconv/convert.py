@@ -22,7 +22,7 @@ from moeconv.destination import (
     start,
 )
 from moeconv.device.choose import Chosen, Wanted, choose_decoder, wanted_device
-from moeconv.device.ways import ways_of
+from moeconv.device.ways import decoded_by
 from moeconv.errors import Refused
 from moeconv.execute import Limits, Report, Run, Signal, check_memory, make_jobs, open_outputs
 from moeconv.journal import JOURNAL_NAME, Entry, Header, Journal
@@ -149,8 +149,9 @@ class _Conversion:
         if action == "finished":
             return self.already(found)
         device = self.bounds.device
-        ways = ways_of(tasks, self.plan.weights, self.plan.files) if device.cards else frozenset()
-        self.chosen = choose_decoder(device, ways)
+        self.chosen = choose_decoder(
+            device, decoded_by(tasks, self.plan.weights, self.plan.files) if device.cards else None
+        )
         check_vram(self.chosen.decoder.max_nbytes, self.bounds.floor_nbytes)
         if action == "replace":
             remove_output(found, self.dst)

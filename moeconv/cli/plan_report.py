@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
-from moeconv.device.choose import wanted_device
-from moeconv.device.ways import CPU, ways_of
+from moeconv.device.choose import uses_gpus, wanted_device
+from moeconv.device.ways import decoded_by
 from moeconv.errors import MoeconvError, Refused
 from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
@@ -39,8 +39,8 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     tasks = build_tasks(plan.weights, plan.files)
     limits = choose_limits(resources)
     wanted = wanted_device(resources.device, resources.vram_nbytes)
-    decoding = ways_of(tasks, plan.weights, plan.files) - {CPU} if wanted.cards else frozenset()
-    cards = wanted.cards if wanted.insist or decoding else ()
+    decoded = decoded_by(tasks, plan.weights, plan.files) if wanted.cards else None
+    cards = wanted.cards if uses_gpus(wanted, decoded) else ()
     floor = check_memory(tasks, plan.weights, plan.files)
     return Needs(
         tasks=len(tasks),

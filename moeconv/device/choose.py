@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from moeconv.decoding import CpuDecoder, Decoder
 from moeconv.device.driver import Card, cards
-from moeconv.device.ways import CPU, REFERENCE
+from moeconv.device.ways import REFERENCE, Decoded
 from moeconv.errors import Refused, UsageError
 from moeconv.store.space import human
 
 DEFAULT_VRAM_NBYTES = 4 << 30
+# Below this many bytes of output --device auto leaves GPUs alone: importing torch and opening a GPU
+# takes seconds, in which two threads of a CPU decode as much (docs/benchmarks.md).
+AUTO_NBYTES = 32 * 10**9
 OTHERWISE = "--device auto or cpu; the bytes are the same"
 
 
@@ -57,17 +60,24 @@ def wanted_device(device: str, vram_nbytes: int | None = None) -> Wanted:
     return Wanted(chosen, True, vram_nbytes)
 
 
-def choose_decoder(wanted: Wanted, ways: frozenset[str]) -> Chosen:
-    """Return where to decode weights that are decoded in these ways (device/ways.py).
+def uses_gpus(wanted: Wanted, decoded: Decoded | None) -> bool:
+    """Return whether GPUs decode: with auto, where they have enough to do."""
+    if not wanted.cards or decoded is None:
+        return False
+    return wanted.insist or (bool(decoded.ways) and decoded.nbytes >= AUTO_NBYTES)
+
+
+def choose_decoder(wanted: Wanted, decoded: Decoded | None) -> Chosen:
+    """Return where to decode what a plan decodes; None: it is not known, as there is no GPU.
 
     Refused where a GPU is insisted on and torch or Triton cannot use it, or --vram is not free.
     """
-    if not wanted.cards or not (wanted.insist or ways - {CPU}):
+    if decoded is None or not uses_gpus(wanted, decoded):
         return Chosen(CpuDecoder(), ("cpu",))
     try:
         from moeconv.device.open import open_gpus
 
-        decoder = open_gpus(wanted.cards, wanted.vram_nbytes, halve=REFERENCE in ways)
+        decoder = open_gpus(wanted.cards, wanted.vram_nbytes, halve=REFERENCE in decoded.ways)
     except (Refused, ImportError) as error:
         if wanted.insist:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from moeconv.arrange import OutFile
 from moeconv.decoding import is_copy
@@ -30,18 +31,31 @@ def way_of_codec(codec: str, *, turned: bool = False) -> str:
     return CPU if codec in ON_CPU else REFERENCE
 
 
-def ways_of(
+class Decoded(NamedTuple):
+    """What of a plan is decoded or packed: in which ways, and the output bytes that come of it."""
+
+    ways: frozenset[str]
+    nbytes: int
+
+
+def decoded_by(
     tasks: Iterable[Task], weights: Sequence[Weight], files: Sequence[OutFile]
-) -> frozenset[str]:
-    """Return the ways in which what is not copied is decoded; packing has a kernel, too."""
+) -> Decoded:
+    """Return what a GPU could do of these tasks: what is copied, or decoded on the CPU, is left."""
     found: set[str] = set()
+    nbytes = 0
     for task in tasks:
         drafts = [files[one.file].tensors[one.tensor].draft for one in task.regions]
-        if any(draft.encode for draft in drafts):
-            found.add(KERNEL)
         dtypes = {draft.decoded for draft in drafts}
-        for member in task.members:
-            weight = weights[member.weight]
-            if not all(is_copy(weight, dtype) for dtype in dtypes):
-                found.add(way_of(weight))
-    return frozenset(found)
+        members = (weights[member.weight] for member in task.members)
+        ways = {
+            way_of(weight)
+            for weight in members
+            if not all(is_copy(weight, dtype) for dtype in dtypes)
+        }
+        if any(draft.encode for draft in drafts):
+            ways.add(KERNEL)
+        if ways - {CPU}:
+            nbytes += sum(region.nbytes for region in task.regions)
+        found |= ways - {CPU}
+    return Decoded(frozenset(found), nbytes)

@@ -10,14 +10,25 @@ from shutil import which
 
 import pytest
 
+from moeconv import api
 from moeconv.decoding import CpuDecoder
 from moeconv.device import choose, driver
-from moeconv.device.choose import DEFAULT_VRAM_NBYTES, choose_decoder, vram_of, wanted_device
+from moeconv.device.choose import (
+    AUTO_NBYTES,
+    DEFAULT_VRAM_NBYTES,
+    choose_decoder,
+    uses_gpus,
+    vram_of,
+    wanted_device,
+)
 from moeconv.device.driver import Card
-from moeconv.device.ways import CPU, KERNEL
+from moeconv.device.ways import KERNEL, Decoded, decoded_by
 from moeconv.errors import Refused, UsageError
+from moeconv.tasks import build_tasks
+from tests.checkpoints import quick_directory, write_checkpoint
 
 GIB = 1 << 30
+MUCH = Decoded(frozenset({KERNEL}), AUTO_NBYTES)
 TWO = (Card(0, "H200", 140 * GIB), Card(1, "H100", 80 * GIB))
 
 # A driver of two devices of 80 GiB, of which the second has a name; or one that fails.
@@ -93,8 +104,12 @@ def test_without_a_driver_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("two")
 def test_auto_leaves_the_gpu_alone_where_nothing_needs_it() -> None:
-    for ways in (frozenset[str](), frozenset({CPU})):
-        assert isinstance(choose_decoder(wanted_device("auto"), ways).decoder, CpuDecoder)
+    little = Decoded(frozenset({KERNEL}), AUTO_NBYTES - 1)
+    for decoded in (None, Decoded(frozenset(), 10 * AUTO_NBYTES), little):
+        assert isinstance(choose_decoder(wanted_device("auto"), decoded).decoder, CpuDecoder)
+        assert not uses_gpus(wanted_device("auto"), decoded)
+    assert uses_gpus(wanted_device("auto"), MUCH)
+    assert uses_gpus(wanted_device("cuda:1"), little)
 
 
 @pytest.mark.usefixtures("two")
@@ -102,11 +117,11 @@ def test_torch_without_cuda_is_a_note_with_auto_and_an_error_otherwise() -> None
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this torch can use CUDA")
-    chosen = choose_decoder(wanted_device("auto"), frozenset({KERNEL}))
+    chosen = choose_decoder(wanted_device("auto"), MUCH)
     assert isinstance(chosen.decoder, CpuDecoder)
     assert "cannot use the GPU" in chosen.note
     with pytest.raises(Refused, match="cannot use the GPU"):
-        choose_decoder(wanted_device("cuda"), frozenset({KERNEL}))
+        choose_decoder(wanted_device("cuda"), MUCH)
 
 
 def test_vram_is_bounded_by_what_is_free() -> None:
@@ -120,6 +135,18 @@ def test_vram_is_bounded_by_what_is_free() -> None:
 def test_choosing_a_device_imports_no_torch() -> None:
     code = (
         "import sys; from moeconv.device.choose import wanted_device, choose_decoder;"
-        "choose_decoder(wanted_device('auto'), frozenset()); assert 'torch' not in sys.modules"
+        "choose_decoder(wanted_device('auto'), None); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_gpu_could_do_of_a_plan() -> None:
+    with quick_directory() as directory:
+        packed = api.plan(write_checkpoint(directory / "mx", "gptoss-mxfp4").root)
+        plain = api.plan(write_checkpoint(directory / "bf", "qwen3moe").root)
+    found = decoded_by(build_tasks(packed.weights, packed.files), packed.weights, packed.files)
+    assert found.ways == {KERNEL}
+    experts = [one for one in packed.weights if one.codec == "mxfp4"]
+    assert found.nbytes == sum(one.rows * one.cols * (one.slots or 1) * 2 for one in experts)
+    copies = decoded_by(build_tasks(plain.weights, plain.files), plain.weights, plain.files)
+    assert copies == Decoded(frozenset(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from moeconv.device.choose import OTHERWISE, vram_of
 from moeconv.device.driver import Card
 from moeconv.device.gpu import GpuDecoder
 from moeconv.errors import MoeconvError, Refused
+from moeconv.kernels.cpu.cache import cache_directory
 from moeconv.types import TensorRef, Weight
 
 LEAST_COMPUTE = (8, 0)  # what Triton's kernels are compiled for at least: Ampere
@@ -32,6 +34,7 @@ def open_gpus(cards: Sequence[Card], vram_nbytes: int | None, *, halve: bool) ->
         raise Refused(
             f"torch sees {torch.cuda.device_count()} of {len(cards)} GPUs", hint=OTHERWISE
         )
+    keep_compiled()
     sizes = []
     for card in cards:
         found = torch.cuda.get_device_capability(card.number)
@@ -47,6 +50,16 @@ def open_gpus(cards: Sequence[Card], vram_nbytes: int | None, *, halve: bool) ->
     devices = [torch.device("cuda", card.number) for card in cards]
     try_out(devices)
     return GpuDecoder(devices, nbytes)
+
+
+def keep_compiled() -> None:
+    """Let Triton keep what it compiles beside the CPU's kernels, unless its variables say where.
+
+    Its default is the home directory, which batch jobs may not be able to write.
+    """
+    directory = cache_directory()
+    if directory is not None and not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
+        os.environ["TRITON_CACHE_DIR"] = str(directory.parent / "triton")
 
 
 def try_out(devices: Sequence[torch.device]) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
 
 from moeconv import api
 from moeconv.decoding import CpuDecoder
 from moeconv.device.choose import Chosen
 from moeconv.device.gpu import GpuDecoder, _by_kernel
-from moeconv.device.open import _sample, try_out
+from moeconv.device.open import _sample, keep_compiled, try_out
 from moeconv.device.ways import REFERENCE
 from moeconv.errors import BadSource, IOFailed, Refused
 from moeconv.resources import Resources
@@ -126,6 +127,20 @@ def test_a_device_that_decodes_to_other_bits_is_not_used(monkeypatch: pytest.Mon
     monkeypatch.setattr("moeconv.device.gpu._by_kernel", off_by_one)
     with pytest.raises(Refused, match="other bits than the CPU"):
         try_out([DEVICE])
+
+
+def test_compiled_kernels_are_kept_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "moeconv" / "kernels"
+    monkeypatch.setattr("moeconv.device.open.cache_directory", lambda: kept)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "so that it is put back")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    keep_compiled()
+    assert triton.knobs.cache.dir == str(tmp_path / "moeconv" / "triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    keep_compiled()
+    assert triton.knobs.cache.dir == "elsewhere"
 
 
 def test_a_device_that_fails_is_an_io_error_that_names_the_weight(

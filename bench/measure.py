@@ -60,6 +60,7 @@ def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.exec
             [python, "-c", wrapped, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
+            env=installed(),
         )
         wall = time.monotonic() - start
         after = os.times()
@@ -67,6 +68,11 @@ def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.exec
         cpu -= before.children_user + before.children_system
         peak, read_chars, figures = json.loads(Path(report.name).read_text())
     return Told(Cost(wall, cpu, peak, read_chars), figures)
+
+
+def installed() -> dict[str, str]:
+    """Return the environment with which modules are compiled once, as those that pip installs."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def convert(source: Path, target: Path, *options: str) -> Cost:

@@ -7,6 +7,8 @@ import sys
 import time
 from statistics import median
 
+from bench.measure import installed
+
 REPEATS = 7
 
 
@@ -19,6 +21,7 @@ def seconds_of(arguments: str, repeats: int) -> float:
             [sys.executable, "-m", "moeconv", *arguments.split()],
             check=True,
             stdout=subprocess.DEVNULL,
+            env=installed(),
         )
         found.append(time.monotonic() - start)
     return median(found)

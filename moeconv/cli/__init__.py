@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return found if isinstance(found, int) else 0
 
     code = run_guarded(run, given)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):  # the process ends without doing so
+        with contextlib.suppress(OSError):
+            stream.flush()
     sys.exit(code)
 
 

@@ -230,7 +230,7 @@ def parameter_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     0 for a Triton kernel, which takes pointers, extents and strides one by one.
     """
     arguments = function.args
-    if any(ast.unparse(one) == "triton.jit" for one in function.decorator_list):
+    if any(ast.unparse(one).startswith("triton.jit") for one in function.decorator_list):
         return 0
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     starred = [one for one in (arguments.vararg, arguments.kwarg) if one is not None]

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 # Codec -> module and function below this package.
 KERNELS: Mapping[str, str] = {
+    "awq": "awq.decode",
     "fp8-block": "fp8.decode_block",
     "fp8-channel": "fp8.decode_channel",
     "fp8-tensor": "fp8.decode_tensor",
+    "gptq": "gptq.decode",
+    "int-quantized": "int_quantized.decode",
     "mxfp4": "mxfp4.decode",
     "mxfp8": "mxfp8.decode",
+    "packed-int": "packed_int.decode",
 }
 
 # Of weights whose parts are stored [cols, rows]: window and output are as stored, too.

@@ -1,0 +1,117 @@
+"""The GPU kernels of GPTQ and AWQ, whose words are stored [cols, rows], against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeconv.codecs import bits as b
+from moeconv.codecs.base import Window
+from moeconv.errors import ShapeMismatch
+from moeconv.kernels.gpu import kernel_of
+from tests.kernels.gpu_oracle import check
+from tests.kernels.int_parts import with_params
+from tests.kernels.test_cpu_turned_ints import awq, gptq, ordered
+
+
+@pytest.mark.parametrize("zeros", ["packed", "empty", "absent"])
+@pytest.mark.parametrize(
+    ("size", "bits", "group_size"),
+    [
+        ((64, 256), 4, 128),
+        ((40, 272), 4, 48),  # more rows and columns than a program decodes
+        ((8, 8), 4, -1),
+        ((1, 40), 4, 16),
+        ((40, 264), 8, 128),
+        ((36, 36), 8, 5),
+        ((64, 96), 3, 32),  # fields across words
+        ((48, 64), 2, 16),
+    ],
+)
+def test_gptq_shapes(size: tuple[int, int], bits: int, group_size: int, zeros: str) -> None:
+    made = gptq(size, bits, group_size, zeros)
+    check("gptq", *made)
+    if group_size > 0:
+        check("gptq", *ordered(made), dtypes=("BF16",))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 5), st.integers(1, 9)),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    group_size=st.sampled_from([-1, 8, 24, 32]),
+    offset=st.integers(0, 1),
+    scale=st.sampled_from(["F32", "BF16", "F16"]),
+)
+def test_any_gptq(
+    size: tuple[int, int], bits: int, group_size: int, offset: int, scale: str
+) -> None:
+    rows, cols = (extent * b.dense_run(bits).elements for extent in size)
+    parts, params = gptq((rows, cols), bits, group_size, "packed", scale)
+    check("gptq", parts, with_params(params, zero_offset=offset), dtypes=("BF16", "F16"))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_every_code_with_every_zero(bits: int, offset: int) -> None:
+    """Row z has zero point z; the columns hold every code, zero points up to 2^bits among them."""
+    count, per_word = 1 << bits, 32 // bits
+    line = torch.zeros(count // per_word, dtype=torch.int64)
+    for code in range(count):
+        line[code // per_word] |= code << code % per_word * bits
+    words = torch.where(line >= 1 << 31, line - (1 << 32), line).to(torch.int32)
+    parts, params = gptq((count, count), bits, count)
+    parts["qweight"], parts["qzeros"] = words[:, None].repeat(1, count), words[None].clone()
+    check("gptq", parts, with_params(params, zero_offset=offset))
+
+
+def test_gptq_window_in_the_middle() -> None:
+    made = gptq((96, 320), 4, 32)
+    check("gptq", *made, window=Window(32, 88, 64, 256))
+    check("gptq", *ordered(made), window=Window(32, 88, 64, 256))
+
+
+@pytest.mark.parametrize("zeros", ["packed", "absent"])
+@pytest.mark.parametrize("scale", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize(
+    ("size", "group_size"), [((64, 256), 128), ((40, 300), 32), ((8, 1), -1), ((24, 50), 7)]
+)
+def test_awq_shapes(size: tuple[int, int], group_size: int, scale: str, zeros: str) -> None:
+    check("awq", *awq(size, group_size, zeros, scale), dtypes=("BF16", "F16"))
+
+
+def test_awq_every_code_with_every_zero() -> None:
+    """Each word's eight fields take every code over the columns, and every zero over the rows."""
+    parts, params = awq((128, 16), 16)
+    fields = (torch.arange(16)[:, None] * 0x11111111).to(torch.int64)
+    signed = torch.where(fields >= 1 << 31, fields - (1 << 32), fields).to(torch.int32)
+    parts["qweight"], parts["qzeros"] = signed.repeat(1, 16), signed.T.contiguous()
+    check("awq", parts, params)
+
+
+def test_awq_window_in_the_middle() -> None:
+    check("awq", *awq((96, 320), 32), window=Window(16, 88, 64, 256))
+
+
+@pytest.mark.parametrize(
+    ("codec", "part", "shape"),
+    [
+        ("gptq", "qweight", (7, 16)),
+        ("gptq", "scales", (1, 16)),
+        ("gptq", "scales", (2, 15)),
+        ("gptq", "qzeros", (2, 1)),
+        ("awq", "qweight", (64, 1)),
+        ("awq", "scales", (2, 15)),
+        ("awq", "qzeros", (1, 2)),
+    ],
+)
+def test_wrong_shapes_are_refused(codec: str, part: str, shape: tuple[int, int]) -> None:
+    parts, params = gptq((16, 64), 4, 32) if codec == "gptq" else awq((16, 64), 32)
+    parts[part] = torch.zeros(shape, dtype=parts[part].dtype)
+    kernel, out = kernel_of(codec), torch.empty((16, 64), dtype=torch.int16)
+    assert kernel is not None
+    with pytest.raises(ShapeMismatch, match="not"):
+        counts = torch.zeros(3, dtype=torch.int64)
+        kernel(parts, Window(0, 16, 0, 64), params, "BF16", out, counts)

@@ -15,7 +15,8 @@ from bench.kernel_peers import Run, installed, peers_of
 from moeconv.codecs import amx as amx_codec
 from moeconv.measure import kernels
 from moeconv.measure.cases import Case, Draw, cases
-from moeconv.measure.kernels import Bench, Rates
+from moeconv.measure.figures import Rates
+from moeconv.measure.kernels import Bench
 
 
 class Effort(NamedTuple):

@@ -18,7 +18,8 @@ from bench.measure import Cost
 from moeconv.codecs.base import Window
 from moeconv.kernels.cpu import KERNELS
 from moeconv.measure.cases import Case, Tile, cases
-from moeconv.measure.kernels import Effort, Rates
+from moeconv.measure.figures import Rates
+from moeconv.measure.kernels import Effort
 from tests.checkpoints import quick_directory
 
 TINY = Size(1, 8, 256, 512, vocab=64, heads=8, kv_heads=8, head_dim=32)

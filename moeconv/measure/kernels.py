@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from moeconv.codecs.amx import FORMS
 from moeconv.codecs.base import Window
-from moeconv.kernels.cpu import KERNELS, amx
+from moeconv.kernels.cpu import KERNELS, amx, copy_into
+from moeconv.kernels.cpu.base import Array
+from moeconv.kernels.cpu.roofline import OUTPUT_BITS, ROOFS, read_nbytes, roof_bits
 from moeconv.measure.cases import Case, Draw, Tile
-from moeconv.measure.roofline import ROOFS, read_nbytes, roof_bits
+from moeconv.measure.figures import COPY, DIGEST, TRANSPOSE, Rates
 
 Work = Callable[[int], object]  # on the tile of an index
 
@@ -33,16 +36,6 @@ class Effort(NamedTuple):
     def nbytes(self) -> int:
         """The bytes of BF16 of one tile."""
         return self.tile.rows * self.tile.cols * 2
-
-
-class Rates(NamedTuple):
-    """GB/s of BF16 on one thread and on all; roofs 0 where none was measured."""
-
-    title: str
-    one: float
-    all: float
-    roof: float = 0.0
-    roof_all: float = 0.0
 
 
 class Bench:
@@ -116,6 +109,41 @@ class Bench:
 
         one, every = self.rates([work])
         return Rates(f"{form.name}: quantize and pack", one, every)
+
+    def work(self, name: str) -> Rates:
+        """Return the rates of what every conversion does to bytes that it writes: WORKS[name]."""
+        title, act = WORKS[name]
+        given = [out.copy() for out in self.outs]
+        one, every = self.rates([lambda index: act(given[index], self.outs[index])])
+        return Rates(title, one, every)
+
+    def memory(self, bits: int) -> Rates:
+        """Return the rates of a roofline."""
+        one, every = self.rates([self.roof(bits)])
+        return Rates(f"{bits} bits to {OUTPUT_BITS}", one, every)
+
+
+def _digest(source: Array, out: Array) -> None:
+    xxhash.xxh3_128(source.data).digest()
+
+
+def _copy(source: Array, out: Array) -> None:
+    """Copy the left and the right half of each row: rows of many ranks are no single run."""
+    middle = source.shape[1] // 2
+    copy_into(out[:, :middle], source[:, :middle])
+    copy_into(out[:, middle:], source[:, middle:])
+
+
+def _transpose(source: Array, out: Array) -> None:
+    copy_into(out.reshape(out.shape[::-1]), source.T)
+
+
+# What a conversion does beside decoding: title, and the work on arrays [rows, cols] of 16 bits.
+WORKS: Mapping[str, tuple[str, Callable[[Array, Array], None]]] = {
+    COPY: ("copying rows", _copy),
+    TRANSPOSE: ("transposing", _transpose),
+    DIGEST: ("digests", _digest),
+}
 
 
 @contextmanager

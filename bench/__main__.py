@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench import kernels, loading, main_job, ranks, scaling, start_up
+from moeconv.measure.host import describe_machine
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -25,18 +24,6 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
 }
 
 
-def machine() -> str:
-    """Return the machine in words: processor, cores, memory, Python."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = next(line.split(": ")[1] for line in info.splitlines() if "model name" in line)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    kernel = ".".join(platform.release().split(".")[:2])
-    return (
-        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {kernel}, "
-        f"Python {platform.python_version()}, no GPU"
-    )
-
-
 def document(sections: Sequence[Sequence[str]]) -> str:
     """Return the text of docs/benchmarks.md."""
     lines = [
@@ -45,7 +32,7 @@ def document(sections: Sequence[Sequence[str]]) -> str:
         "`make bench` runs everything here and writes this page. Figures are medians of runs that",
         "take turns on one machine; only ratios inside a table mean something elsewhere.",
         "",
-        f"Machine: {machine()}.",
+        f"Machine: {describe_machine()}, no GPU.",
         "What ran on no GPU yet is not here.",
     ]
     for section in sections:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from moeconv.cli import options
+from moeconv.cli.bench import ROWS as BENCH_ROWS
+from moeconv.cli.bench import bench_command
 from moeconv.cli.convert import convert_command
 from moeconv.cli.demo import demo_command
 from moeconv.cli.formats import formats_command
@@ -55,6 +57,17 @@ COMMANDS: tuple[Entry, ...] = (
             *options.CHECK,
             *options.EFFORT,
             options.PROGRESS,
+            *options.COMMON,
+        ),
+    ),
+    Entry(
+        "bench",
+        bench_command,
+        (
+            *BENCH_ROWS,
+            *options.SHAPE,
+            options.CONFIG,
+            options.ORIENTATION,
             *options.COMMON,
         ),
     ),

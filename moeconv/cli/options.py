@@ -47,7 +47,7 @@ DENSE_NAMES = (*DTYPES, "keep")
 _RANKS = "Ranks (vllm)"
 _PART = "Part of the model"
 _SOURCE = "Source"
-_RUN = "Running"
+RUNNING = "Running"
 _REPORT = "Reporting"
 
 SRC = Row(
@@ -179,27 +179,28 @@ _MEMORY = Row(
     "memory",
     "size",
     "Bound on bytes in flight. (default: 2GiB, less where the cgroup or free memory is)",
-    _RUN,
+    RUNNING,
 )
-_JOBS = Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", _RUN)
-EFFORT = (_MEMORY._replace(help="Bound on bytes in flight. (default: 1GiB)"), _JOBS)
+JOBS = Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", RUNNING)
+EFFORT = (_MEMORY._replace(help="Bound on bytes in flight. (default: 1GiB)"), JOBS)
+DEVICE = Row(
+    "device",
+    "text",
+    "Where weights are decoded: auto, cpu, cuda (all GPUs) or cuda:I. (default: auto)",
+    RUNNING,
+    metavar="DEVICE",
+)
 RESOURCES: tuple[Row, ...] = (
-    Row(
-        "device",
-        "text",
-        "Where weights are decoded: auto, cpu, cuda (all GPUs) or cuda:I. (default: auto)",
-        _RUN,
-        metavar="DEVICE",
-    ),
-    Row("vram", "size", "Bound on each GPU's memory. (default: 4GiB, or half of it)", _RUN),
+    DEVICE,
+    Row("vram", "size", "Bound on each GPU's memory. (default: 4GiB, or half of it)", RUNNING),
     _MEMORY,
-    _JOBS,
+    JOBS,
     Row(
         "overwrite",
         "flag",
         "Replace a finished or unfinished output that moeconv wrote; anything else in DST is"
         " refused.",
-        _RUN,
+        RUNNING,
     ),
 )
 PROGRESS = Row(
@@ -214,7 +215,7 @@ VERIFY = Row(
     "choice",
     "After converting: nothing more (digests are taken while writing anyway), read again and"
     " compare, or also derive again from the source. (default: none)",
-    _RUN,
+    RUNNING,
     choices=("none", "digest", "deep"),
 )
 CHECK: tuple[Row, ...] = (

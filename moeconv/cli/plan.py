@@ -76,21 +76,19 @@ def plan_command(values: Mapping[str, Json]) -> int:
 
 def print_plan(facts: Json, plan: Plan, printer: Printer) -> None:
     """Print what describe_plan found."""
+    from moeconv.cli.estimate_report import plan_line
     from moeconv.cli.inspect import options_text
     from moeconv.cli.plan_report import serve_warning, source_line
     from moeconv.store.space import human
 
-    memory, disk = facts["memory"], facts["disk"]
+    memory, disk, options = facts["memory"], facts["disk"], options_text(facts["options"])
     already = f", {human(disk['already_nbytes'])} of it there" if disk["already_nbytes"] else ""
     chosen = [file for file in facts["files"] if file["written"]]
     of_all = f" of {len(facts['files']):,}" if len(chosen) < len(facts["files"]) else ""
     printer.pairs(
         [
             ("source", f"{facts['source']['path']} ({facts['family']})"),
-            (
-                "output",
-                f"{facts['dst']}: {facts['layout']} {options_text(facts['options'])}".rstrip(),
-            ),
+            ("output", f"{facts['dst']}: {facts['layout']} {options}".rstrip()),
             ("action", ACTIONS[facts["action"]]),
             ("files", f"{len(chosen):,}{of_all}, {human(sum(file['nbytes'] for file in chosen))}"),
             ("tasks", f"{facts['tasks']:,}"),
@@ -105,6 +103,7 @@ def print_plan(facts: Json, plan: Plan, printer: Printer) -> None:
                 f"{human(disk['needed_nbytes'])} needed{already}, "
                 f"{human(disk['free_nbytes'])} free",
             ),
+            ("estimate", plan_line(facts)),
             ("plan", facts["plan"]),
         ]
     )

@@ -6,13 +6,16 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from moeconv.cli.estimate_report import describe_estimate, estimate_plan
 from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
 from moeconv.device.choose import uses_gpus, wanted_device
 from moeconv.device.ways import decoded_by
 from moeconv.errors import MoeconvError, Refused
+from moeconv.estimate import Estimate
 from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
+from moeconv.measure.stored import load_figures
 from moeconv.plan import Plan, option_facts
 from moeconv.resources import Resources, choose_limits, memory_for
 from moeconv.store.space import check_space, free_bytes
@@ -22,7 +25,10 @@ from moeconv.types import Json
 
 
 class Needs(NamedTuple):
-    """What a plan takes here; `floor_nbytes` is the smallest --memory."""
+    """What a plan takes here; `floor_nbytes` is the smallest --memory.
+
+    `estimate`: None where `moeconv bench` has not measured what it needs.
+    """
 
     tasks: int
     floor_nbytes: int
@@ -32,16 +38,18 @@ class Needs(NamedTuple):
     reserved_nbytes: int
     free_nbytes: int
     devices: tuple[str, ...]
+    estimate: Estimate | None
 
 
 def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
-    """Return what a plan takes: tasks, memory, disk."""
+    """Return what a plan takes: tasks, memory, disk, time."""
     tasks = build_tasks(plan.weights, plan.files)
     limits = choose_limits(resources)
     wanted = wanted_device(resources.device, resources.vram_nbytes)
     decoded = decoded_by(tasks, plan.weights, plan.files) if wanted.cards else None
     cards = wanted.cards if uses_gpus(wanted, decoded) else ()
     floor = check_memory(tasks, plan.weights, plan.files)
+    figures = load_figures()
     return Needs(
         tasks=len(tasks),
         floor_nbytes=memory_for(floor),
@@ -51,6 +59,7 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
         reserved_nbytes=_reserved(plan, dst),
         free_nbytes=free_bytes(dst),
         devices=tuple(f"cuda:{card.number} {card.name}" for card in cards) or ("cpu",),
+        estimate=estimate_plan(plan, dst, figures, limits.jobs, tasks) if figures else None,
     )
 
 
@@ -137,6 +146,7 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
             "already_nbytes": needs.reserved_nbytes,
             "free_nbytes": needs.free_nbytes,
         },
+        "estimate": needs.estimate and describe_estimate(needs.estimate),
         "accounting": accounting_facts(plan.accounting),
         "layout_facts": dict(plan.facts),
         "notes": list(plan.notes),

@@ -14,7 +14,8 @@ T = TypeVar("T")
 FORMAT = 1  # of the JSON values
 
 # Rows of `Figures.rates` that are no codec: what every conversion does to the bytes it writes.
-DIGEST, COPY, TRANSPOSE, MEMORY = "digest", "copy", "transpose", "memory"
+WORKS = (COPY, TRANSPOSE, DIGEST) = ("copy", "transpose", "digest")
+MEMORY = "memory"  # and the bits that the roofline reads
 # Codec -> the parameter on which its kernel's speed depends most.
 _VARIANTS: Mapping[str, str] = {
     "float": "dtype",
@@ -22,6 +23,8 @@ _VARIANTS: Mapping[str, str] = {
     "gptq": "bits",
     "packed-int": "bits",
 }
+# Codecs each variant of which has a kernel of its own, or none.
+_APART = ("ggml", MEMORY)
 
 
 class Rates(NamedTuple):
@@ -68,11 +71,13 @@ class Figures:
     disks: Mapping[str, Disk] = field(default_factory=dict)
 
     def rate(self, key: str) -> Rates | None:
-        """Return the rates of a key; those of the codec's slowest other variant if it has none."""
-        exact = self.rates.get(key)
-        if exact is not None:
+        """Return the rates of a key; those of the codec's slowest other variant if it has none.
+
+        None where neither was measured.
+        """
+        exact, codec = self.rates.get(key), key.partition(" ")[0]
+        if exact is not None or codec in _APART:
             return exact
-        codec = key.partition(" ")[0]
         others = [rates for name, rates in self.rates.items() if name.partition(" ")[0] == codec]
         return min(others, key=lambda rates: rates.all, default=None)
 

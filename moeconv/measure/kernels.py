@@ -111,8 +111,8 @@ class Bench:
         return Rates(f"{form.name}: quantize and pack", one, every)
 
     def work(self, name: str) -> Rates:
-        """Return the rates of what every conversion does to bytes that it writes: WORKS[name]."""
-        title, act = WORKS[name]
+        """Return the rates of what conversions do to decoded bytes: DOING[name]."""
+        title, act = DOING[name]
         given = [out.copy() for out in self.outs]
         one, every = self.rates([lambda index: act(given[index], self.outs[index])])
         return Rates(title, one, every)
@@ -139,7 +139,7 @@ def _transpose(source: Array, out: Array) -> None:
 
 
 # What a conversion does beside decoding: title, and the work on arrays [rows, cols] of 16 bits.
-WORKS: Mapping[str, tuple[str, Callable[[Array, Array], None]]] = {
+DOING: Mapping[str, tuple[str, Callable[[Array, Array], None]]] = {
     COPY: ("copying rows", _copy),
     TRANSPOSE: ("transposing", _transpose),
     DIGEST: ("digests", _digest),

@@ -11,12 +11,11 @@ from moeconv.kernels.cpu.roofline import ROOFS
 from moeconv.measure import disk, kernels
 from moeconv.measure.cases import cases
 from moeconv.measure.disk import Effort as DiskEffort
-from moeconv.measure.figures import Disk, Figures, Rates, rate_key, roof_key
-from moeconv.measure.kernels import WORKS
+from moeconv.measure.figures import WORKS, Disk, Figures, Rates, rate_key, roof_key
 from moeconv.measure.kernels import Effort as KernelEffort
 from moeconv.measure.start import start_seconds
 
-Say = Callable[[str], None]  # told what is measured next
+Say = Callable[[str, str], None]  # told what is measured next: the part, and what of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,14 @@ def measure(directory: Path, source: Sequence[Path], effort: Effort, say: Say) -
     """
     disks: dict[str, Disk] = {}
     with disk.workplace(directory, effort.disk) as place:
-        say("the disk")
+        say("the disk", "")
         writes, direct = disk.measure_writes(place, effort.disk)
         read = list(source) or [disk.made_file(place, effort.disk)]
         reads, _ = disk.measure_reads(read, effort.disk)
         disks[disk.disk_id(directory)] = Disk(writes, None, effort.disk.threads, direct)
         where = disk.disk_id(read[0])
         disks[where] = disks.get(where, Disk(threads=effort.disk.threads))._replace(read=reads)
-        say("start-up")
+        say("start-up", "")
         seconds = start_seconds(place, effort.starts)
     rates = measure_rates(effort.kernels, say)
     return Figures(effort.kernels.threads, seconds, rates, disks)
@@ -53,13 +52,13 @@ def measure_rates(effort: KernelEffort, say: Say) -> dict[str, Rates]:
     """Return the rates of memory, of what every conversion does and of every kernel, by key."""
     found: dict[str, Rates] = {}
     with kernels.bench(effort) as bench:
-        say("memory")
+        say("memory", "")
         found |= {roof_key(bits): bench.memory(bits) for bits in ROOFS}
         found |= {name: bench.work(name) for name in WORKS}
         for case in cases(effort.tile):
-            say(case.title)
+            say("kernels", case.title)
             found[rate_key(case.kernel, case.params)] = bench.decode(case)
         for name in FORMS:
-            say(name)
+            say("kernels", name)
             found[name] = bench.encode(name)
     return found

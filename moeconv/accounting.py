@@ -10,7 +10,7 @@ from moeconv.errors import UnrecognizedTensor
 from moeconv.families.parts import CARRIERS
 from moeconv.layouts.base import Draft, Fill
 from moeconv.model import Model
-from moeconv.types import Span, TensorRef, Weight
+from moeconv.types import Span, TensorRef, Weight, element_count
 
 STATES = ("decoded", "copied", "codec part", "dropped", "not selected")
 _Group = tuple[str, int | None, str]  # (stack, layer, key name)
@@ -146,6 +146,8 @@ def check_drafts(drafts: Iterable[Draft]) -> None:
         seen.add((draft.rank, draft.name))
         if draft.constant is not None:
             continue
+        if element_count(draft.shape) != draft.slots * draft.rows * draft.cols and not draft.encode:
+            raise AssertionError(f"{draft.name} has shape {draft.shape}, and other matrices")
         owned = sum(fill.own_rows * fill.own_cols for fill in draft.fills)
         if owned != draft.rows * draft.cols or _overlap(draft.fills):
             raise AssertionError(f"the fills of {draft.name} do not own each element once")

@@ -269,4 +269,12 @@ class _Drafter:
 
 
 def _stacked(places: Iterable[Place]) -> bool:
-    return any(place.weight.slots is not None for place in places)
+    """Return whether the shapes of the Hugging Face form begin with the experts.
+
+    GGUF stacks experts that most of its models' forms have a tensor each for.
+    """
+    return any(
+        place.weight.slots is not None
+        and not any("{expert}" in form.name for form in place.weight.forms)
+        for place in places
+    )

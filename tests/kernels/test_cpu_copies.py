@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.cpu import copy_into, count_nonfinite
+from moeconv.kernels.cpu import copies, copy_into, count_nonfinite
+from tests.kernels.assembly import assembly_of, assert_one_run, nb
 
 DTYPES = (np.uint8, np.int16, np.float32)
-SHAPES = ((1, 1), (3, 5), (64, 64), (65, 127), (128, 192), (200, 63), (0, 4), (1, 70), (70, 1))
+SHAPES = (
+    (1, 1),
+    (3, 5),
+    (64, 64),
+    (65, 127),
+    (128, 192),
+    (200, 63),
+    (260, 150),
+    (0, 4),
+    (1, 70),
+    (70, 1),
+)
 # Each gives a [rows, cols] view with other strides.
 VIEWS: dict[str, Callable[[int, int, np.dtype], np.ndarray]] = {
     "rows": lambda r, c, t: np.zeros((r, c), t),
@@ -60,6 +73,14 @@ def test_transpose_leaves_the_gaps(dtype: np.dtype) -> None:
     assert (wide[1:129, 3:73] == 0).all()
     wide[1:129, 3:73] = 7
     assert (wide == 7).all()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize(("dtype", "letters"), [(nb.uint8, "bw"), (nb.uint16, "wd")])
+def test_squares_are_turned_in_registers(dtype: object, letters: str) -> None:
+    elements, pair = nb.Array(dtype, 1, "C"), nb.UniTuple(nb.int64, 2)
+    found = assembly_of(copies._transpose_block, elements, elements, pair, pair)
+    assert_one_run(found, tuple(rf"\sv?punpck{half}{letters}\s" for half in "lh"))
 
 
 def test_bits_move_between_dtypes_of_one_width() -> None:

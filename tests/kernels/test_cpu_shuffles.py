@@ -43,6 +43,14 @@ for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)
     scales = {"weight_scale": draw(5, 6), "weight_scale_2": np.full((1, 1), 0.37, np.float32)}
     KERNELS["nvfp4-modelopt"]({"weight": draw(5, 47), **scales}, window, {}, dtype, out)
     found.update(out.tobytes())
+window, out = Window(0, 8, 0, 64), np.zeros((8, 64), np.uint16)
+params = {"bits": 4, "group_size": 32, "zeros": "absent", "packing": "dense", "act_order": False}
+parts = {"weight_packed": draw(8, 32).view(np.int32), "weight_scale": draw(8, 2).astype("f4")}
+KERNELS["packed-int"](parts, window, params, "BF16", out)
+found.update(out.tobytes())
+parts = {"qweight": draw(64, 4).view(np.int32), "scales": draw(2, 8).astype("f4")}
+KERNELS["awq"](parts, window, {"group_size": 32, "zeros": "absent"}, "BF16", out)
+found.update(out.tobytes())
 print(shuffles.PERMUTE.__name__, found.hexdigest())
 """
 

@@ -20,9 +20,9 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
+from moeconv.kernels.cpu.squares import NBYTES, turn_square
 
-SIDE = 64  # a tile of 64 x 64: the lines that it touches stay in L1
-TILE_PITCH = SIDE + 4  # elements
+BLOCK_NBYTES = 128  # of a row of a block: two lines, which are fetched together
 CHUNK = 8192  # bytes between two looks at the largest magnitude
 u2, u4 = np.uint16, np.uint32
 
@@ -61,26 +61,6 @@ def _crossed(dst: Array, src: Array) -> bool:
 
 
 @jitable
-def _gather_tile(source: Array, tile: Array, pitch: int) -> None:
-    """Fill tile [SIDE, TILE_PITCH] with the rows of a whole tile of source."""
-    for row in range(SIDE):
-        taken = source[row * pitch : row * pitch + SIDE]
-        given = tile[row * TILE_PITCH : row * TILE_PITCH + SIDE]
-        for col in range(SIDE):
-            given[col] = taken[col]
-
-
-@jitable
-def _scatter_tile(tile: Array, out: Array, pitch: int) -> None:
-    """Fill the rows of a whole tile of out with the columns of tile [SIDE, TILE_PITCH]."""
-    for row in range(SIDE):
-        given = out[row * pitch : row * pitch + SIDE]
-        taken = tile[row : row + (SIDE - 1) * TILE_PITCH + 1]
-        for col in range(SIDE):
-            given[col] = taken[col * TILE_PITCH]
-
-
-@jitable
 def _transpose_edge(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
     """Fill out [rows, cols] from source [cols, rows], element by element."""
     for row in range(shape[0]):
@@ -89,24 +69,28 @@ def _transpose_edge(source: Array, out: Array, pitches: Pair, shape: Pair) -> No
 
 
 @jitable
-def _transpose_elements(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
-    """Fill out [rows, cols] from source [cols, rows] by tiles; `pitches` in elements.
+def _transpose_block(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
+    """Fill out [rows, cols] from source [cols, rows], multiples of a square's side."""
+    side = NBYTES // out.itemsize
+    for row in range(0, shape[0], side):
+        for col in range(0, shape[1], side):
+            read, write = (col * pitches[0] + row, pitches[0]), (row * pitches[1] + col, pitches[1])
+            turn_square(source, out, read, write)
 
-    Whole tiles go through a padded copy: rows that are a power of two apart share cache sets,
-    and would push each other out before their lines are used up.
-    """
-    rows, cols = shape
-    tile = np.empty(SIDE * TILE_PITCH, out.dtype)
-    for row in range(0, rows, SIDE):
-        for col in range(0, cols, SIDE):
-            taken = source[col * pitches[0] + row :]
-            given = out[row * pitches[1] + col :]
-            if row + SIDE <= rows and col + SIDE <= cols:
-                _gather_tile(taken, tile, pitches[0])
-                _scatter_tile(tile, given, pitches[1])
-            else:
-                edge = (min(SIDE, rows - row), min(SIDE, cols - col))
-                _transpose_edge(taken, given, pitches, edge)
+
+@jitable
+def transpose(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
+    """Fill out [rows, cols] from source [cols, rows]; `pitches` in elements."""
+    side, block = NBYTES // out.itemsize, BLOCK_NBYTES // out.itemsize
+    rows, cols = shape[0] // side * side, shape[1] // side * side
+    for col in range(0, cols, block):
+        for row in range(0, rows, block):
+            size = (min(block, rows - row), min(block, cols - col))
+            taken, given = source[col * pitches[0] + row :], out[row * pitches[1] + col :]
+            _transpose_block(taken, given, pitches, size)
+    _transpose_edge(source[rows:], out[rows * pitches[1] :], pitches, (shape[0] - rows, cols))
+    taken, given = source[cols * pitches[0] :], out[cols:]
+    _transpose_edge(taken, given, pitches, (shape[0], shape[1] - cols))
 
 
 @compiled((BYTES_IN, BYTES_OUT, PAIR, TRIPLE))
@@ -115,11 +99,11 @@ def _transpose(source: Array, out: Array, pitches: Pair, shape: Triple) -> None:
     size = (shape[0], shape[1])
     steps = (pitches[0] // shape[2], pitches[1] // shape[2])
     if shape[2] == 1:
-        _transpose_elements(source, out, steps, size)
+        transpose(source, out, steps, size)
     elif shape[2] == 2:
-        _transpose_elements(source.view(u2), out.view(u2), steps, size)
+        transpose(source.view(u2), out.view(u2), steps, size)
     else:
-        _transpose_elements(source.view(u4), out.view(u4), steps, size)
+        transpose(source.view(u4), out.view(u4), steps, size)
 
 
 def count_nonfinite(bits: Array, dtype: str) -> tuple[int, int]:

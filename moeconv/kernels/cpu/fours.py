@@ -27,7 +27,8 @@ from moeconv.kernels.cpu.base import (
 from moeconv.kernels.cpu.cache import compiled, jitable
 from moeconv.kernels.cpu.floats import CODES, INF, MAGNITUDE, narrow, overflow_of, u2, u4, u8
 from moeconv.kernels.cpu.scaled import f4, products
-from moeconv.kernels.cpu.shuffles import LANES, LookUp, nibbles_to_16, nibbles_to_32
+from moeconv.kernels.cpu.shuffles import LookUp, nibbles_to_16, nibbles_to_32
+from moeconv.kernels.cpu.vectors import LANES
 
 U8 = np.dtype(np.uint8)
 PAIRS = LANES // 2  # bytes that are looked up at a time

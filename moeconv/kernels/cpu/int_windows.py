@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
-from moeconv.kernels.cpu import ints
+from moeconv.kernels.cpu import int_runs, ints
 from moeconv.kernels.cpu.base import ELEMENTS, Array, Counts, check_array, rows_of
 from moeconv.kernels.cpu.copies import copy_into
-from moeconv.kernels.cpu.floats import CODES
+from moeconv.kernels.cpu.floats import BF16, CODES
 from moeconv.kernels.cpu.scaled import limits
 
 I4 = np.dtype(np.int32)
@@ -77,14 +77,35 @@ def decode_rows(stored: Stored, job: ints.Job, out_dtype: str, out: Array) -> Co
     if job.zeros == ints.PACKED_ZEROS:
         least = max(len(stored.zeros), _words_across(stored.places, job.bits))
         check_array("zeros", stored.zeros, I4, (least, job.groups))
+    by_words = job.layout in (ints.FIELDS, ints.ACROSS)
+    given = _given(stored, _of_output(job, out_dtype, out), out, by_words)
+    if _is_tame_work(stored, given[-1]) and int_runs.decode(*given):
+        return Counts(0, 0, 0)
+    return Counts(*ints.decode(*given))
+
+
+def _of_output(job: ints.Job, out_dtype: str, out: Array) -> ints.Job:
+    """Return the job with what it makes."""
     low, high = limits(1.0, ints.LARGEST, out_dtype)
-    full = job._replace(
+    rows, cols = out.shape
+    return job._replace(
         rows=rows, cols=cols, code=CODES[out_dtype], width=out.itemsize, low=low, high=high
     )
-    by_words = job.layout in (ints.FIELDS, ints.ACROSS)
-    codes, scales, zeros = (rows_of(part) for part in (stored.codes, stored.scales, stored.zeros))
+
+
+def _is_tame_work(stored: Stored, job: ints.Job) -> bool:
+    """Return whether int_runs takes this job, if all scales are tame."""
+    return job.code == BF16 and not stored.order.size and int_runs.fits(job)
+
+
+def _given(
+    stored: Stored, job: ints.Job, out: Array, by_words: bool
+) -> tuple[ints.Memory, ints.Columns, Array, ints.Pitches, ints.Job]:
+    """Return the arguments of a kernel; by_words: whether it reads words of codes."""
+    parts = (stored.codes, stored.scales, stored.zeros)
+    codes, scales, zeros = (rows_of(part) for part in parts)
     given = rows_of(out)
-    once = scale_rows == 1  # and every row takes it
+    once = len(stored.scales) == 1  # and every row takes it
     pitches = (
         codes.pitch // 4 if by_words else codes.pitch,
         0 if once else scales.pitch // 4,
@@ -97,19 +118,27 @@ def decode_rows(stored: Stored, job: ints.Job, out_dtype: str, out: Array) -> Co
         scales.memory.view(np.float32),
         zeros.memory.view(np.uint32),
     )
-    columns = (stored.order, stored.places.reshape(-1))
-    return Counts(*ints.decode(memory, columns, given.memory, pitches, full))
+    return memory, (stored.order, stored.places.reshape(-1)), given.memory, pitches, job
 
 
 def decode_turned(stored: Stored, job: ints.Job, out_dtype: str, out: Array) -> Counts:
     """Fill `out` [R, C] from codes, scales and zeros that are stored with rows along the minor
     axis; what they are turned into is as small as a tile of rows.
     """
-    check_array("scales", stored.scales, ELEMENTS["F32"], (job.groups, len(out)))
+    rows = len(out)
+    check_array("scales", stored.scales, ELEMENTS["F32"], (job.groups, rows))
+    full = _of_output(job, out_dtype, out)
+    if _is_tame_work(stored, full):
+        check_array("out", out, ELEMENTS[out_dtype], out.shape)
+        if job.zeros == ints.PACKED_ZEROS:
+            least = max(stored.zeros.shape[1], _words_across(stored.places, job.bits))
+            check_array("zeros", stored.zeros, I4, (job.groups, least))
+        if int_runs.decode_turned(*_given(stored, full, out, True)):
+            return Counts(0, 0, 0)
     zeros = stored.zeros if job.zeros == ints.NO_ZEROS else _turned(stored.zeros)
     nan = inf = overflow = 0
-    for start in range(0, len(out), TURNED_ROWS):
-        stop = min(start + TURNED_ROWS, len(out))
+    for start in range(0, rows, TURNED_ROWS):
+        stop = min(start + TURNED_ROWS, rows)
         places, base = stored.places[start:stop], 0
         if len(places):
             base = int(places[0, 0])

@@ -72,6 +72,7 @@ MEMORY = nb.Tuple((BYTES_IN, TABLE, FLOATS_IN, TABLE))
 # The group of each column, if they are not in order; word and shift of each row, if any lie across.
 Columns = tuple[Array, Array]
 COLUMNS = nb.UniTuple(nb.Array(nb.int32, 1, "C", readonly=True, aligned=False), 2)
+Pitches = tuple[int, int, int, int]  # elements per row of codes, scales, zeros, output
 PITCHES = nb.UniTuple(INT, 4)
 JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
 
@@ -104,10 +105,12 @@ def _fields(words: Array, first: int, job: Job, codes: Array) -> None:
 
 
 @jitable
-def _across(words: Array, pitch: int, places: Array, at: Pair, bits: int, out: Array) -> None:
-    """Fill out [N] with the fields of a row in the words of N columns; at: row, first column."""
-    word, shift = int(places[2 * at[0]]), u4(places[2 * at[0] + 1])
-    begin = word * pitch + at[1]
+def across(words: Array, pitch: int, place: Pair, start: int, bits: int, out: Array) -> None:
+    """Fill out [N] with the fields of a row in the words of N columns.
+
+    place: the row's word and shift; start: the first column.
+    """
+    begin, shift = place[0] * pitch + start, u4(place[1])
     taken = words[begin : begin + out.size]
     mask = u4((1 << bits) - 1)
     if shift + bits <= 32:
@@ -121,7 +124,13 @@ def _across(words: Array, pitch: int, places: Array, at: Pair, bits: int, out: A
 
 
 @jitable
-def _read_codes(stored: Array, words: Array, at: int, start: int, job: Job, codes: Array) -> None:
+def place_of(places: Array, row: int) -> Pair:
+    """Return the word and the shift of a row's field."""
+    return int(places[2 * row]), int(places[2 * row + 1])
+
+
+@jitable
+def read_codes(stored: Array, words: Array, at: int, start: int, job: Job, codes: Array) -> None:
     """Fill uint8 codes [N] of a row that begins at `at`; start: the first column."""
     if job.layout == NIBBLES:
         at += start // 2
@@ -137,19 +146,22 @@ def _read_codes(stored: Array, words: Array, at: int, start: int, job: Job, code
 
 
 @jitable
-def _plain_zeros(words: Array, raw: Array) -> None:
+def plain_zeros(words: Array, raw: Array) -> None:
+    """Fill int32 raw [N] from as many words."""
     for i in range(raw.size):
         raw[i] = i4(words[i])
 
 
 @jitable
-def _shift_zeros(raw: Array, offset: int, shifted: Array) -> None:
+def shift_zeros(raw: Array, offset: int, shifted: Array) -> None:
+    """Fill float32 shifted [N] with raw [N] plus the offset."""
     for i in range(raw.size):
         shifted[i] = f4(i4(raw[i] + i4(offset)))
 
 
 @jitable
-def _are_near(zeros: Array) -> bool:
+def are_near(zeros: Array) -> bool:
+    """Return whether a code minus any of the zeros is exact in float32."""
     far = 0
     for i in range(zeros.size):
         far |= int((zeros[i] > FAR_ZERO) | (zeros[i] < -FAR_ZERO))
@@ -212,10 +224,8 @@ def _of_columns(
 
 
 @compiled((MEMORY, COLUMNS, BYTES_OUT, PITCHES, JOB))
-def decode(
-    memory: Memory, columns: Columns, out: Array, pitches: tuple[int, int, int, int], job: Job
-) -> Triple:
-    """Fill `out` and return the counts; pitches: elements per row of codes, scales, zeros, out.
+def decode(memory: Memory, columns: Columns, out: Array, pitches: Pitches, job: Job) -> Triple:
+    """Fill `out` and return the counts.
 
     (What runs for every row takes no tuple of arrays: one costs as much as hundreds of columns.)
     """
@@ -227,18 +237,19 @@ def decode(
         groups = memory[2][row * pitches[1] : row * pitches[1] + job.groups]
         tame = are_tame(groups, job.low, job.high)
         if job.zeros == PACKED_ZEROS:
-            _across(memory[3], pitches[2], columns[1], (row, 0), job.bits, raw)
+            across(memory[3], pitches[2], place_of(columns[1], row), 0, job.bits, raw)
         elif job.zeros == PLAIN_ZEROS:
-            _plain_zeros(memory[3][row * pitches[2] : row * pitches[2] + job.groups], raw)
+            plain_zeros(memory[3][row * pitches[2] : row * pitches[2] + job.groups], raw)
         if job.zeros != NO_ZEROS:
-            tame &= _are_near(raw)
-            _shift_zeros(raw, job.offset, shifted)
+            tame &= are_near(raw)
+            shift_zeros(raw, job.offset, shifted)
         for start in range(0, job.cols, SPAN):
             codes = room[: min(SPAN, job.cols - start)]
             if job.layout == ACROSS:
-                _across(memory[1], pitches[0], columns[1], (row, start), job.bits, codes)
+                place = place_of(columns[1], row)
+                across(memory[1], pitches[0], place, start, job.bits, codes)
             else:
-                _read_codes(memory[0], memory[1], row * pitches[0], start, job, codes)
+                read_codes(memory[0], memory[1], row * pitches[0], start, job, codes)
             scales, zeros = scratch.scales[: codes.size], scratch.zeros[: codes.size]
             _of_columns(groups, columns[0], start, job, scratch.spare, scales)
             if job.zeros != NO_ZEROS and tame:

@@ -16,16 +16,22 @@ from typing import Any
 
 from moeconv.kernels.cpu.base import nb
 from moeconv.kernels.cpu.cache import cpu_features, intrinsic
+from moeconv.kernels.cpu.vectors import (
+    LANES,
+    Builder,
+    Intrinsic,
+    Vector,
+    bytes_of,
+    ir,
+    load,
+    picked,
+    store,
+)
 
-ir: Any = import_module("llvmlite.ir")  # it has no annotations
-
-LANES = 16
 PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
 
-Vector = Any  # a value of <16 x i8>
-Builder = Any
 Permute = Callable[[Builder, Vector, Vector], Vector]
-LookUp = Any  # numba's intrinsic: called in compiled functions alone
+LookUp = Intrinsic
 
 
 def pshufb(builder: Builder, plane: Vector, codes: Vector) -> Vector:
@@ -49,26 +55,8 @@ def portable(builder: Builder, plane: Vector, codes: Vector) -> Vector:
 PERMUTE: Permute = pshufb if "+ssse3" in cpu_features() else portable
 
 
-def _bytes(lanes: int) -> Any:
-    return ir.VectorType(ir.IntType(8), lanes)
-
-
 def _all(value: int, lanes: int = LANES) -> Any:
-    return ir.Constant(_bytes(lanes), [value] * lanes)
-
-
-def _place(context: Any, builder: Builder, array: tuple[Any, Any, Any], lanes: int) -> Any:
-    """Return a pointer to `lanes` bytes of an array: its numba type, its value, where to begin."""
-    kind, value, at = array
-    memory = context.make_array(kind)(context, builder, value).data
-    begin = builder.gep(builder.bitcast(memory, ir.IntType(8).as_pointer()), [at])
-    return builder.bitcast(begin, _bytes(lanes).as_pointer())
-
-
-def _load(context: Any, builder: Builder, array: tuple[Any, Any, Any], lanes: int) -> Vector:
-    found = builder.load(_place(context, builder, array, lanes))
-    found.align = 1
-    return found
+    return ir.Constant(bytes_of(lanes), [value] * lanes)
 
 
 def _mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
@@ -78,8 +66,7 @@ def _mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
     half = len(vectors) // 2
     even, odd = (_mixed(builder, vectors[first::2]) for first in (0, 1))
     order = [place for lane in range(LANES * half) for place in (lane, LANES * half + lane)]
-    places = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
-    return builder.shuffle_vector(even, odd, places)
+    return picked(builder, (even, odd), order)
 
 
 def _unpacked(builder: Builder, pairs: Vector) -> Vector:
@@ -87,8 +74,7 @@ def _unpacked(builder: Builder, pairs: Vector) -> Vector:
     half = LANES // 2
     low, high = builder.and_(pairs, _all(15, half)), builder.lshr(pairs, _all(4, half))
     order = [place for lane in range(half) for place in (lane, half + lane)]
-    places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), order)
-    return builder.shuffle_vector(low, high, places)
+    return picked(builder, (low, high), order)
 
 
 def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
@@ -102,15 +88,14 @@ def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
         def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
             at, table, out_at = (builder.extract_value(given[3], i) for i in range(3))
             arrays = tuple(zip(signature.args, given, strict=True))
-            stored = _load(context, builder, (*arrays[0], at), LANES // 2 if packed else LANES)
+            stored = load(context, builder, (*arrays[0], at), LANES // 2 if packed else LANES)
             taken = _unpacked(builder, stored) if packed else builder.and_(stored, _all(15))
             found = []
             for plane in range(nbytes):
                 place = builder.add(table, ir.Constant(table.type, plane * LANES))
-                outputs = _load(context, builder, (*arrays[1], place), LANES)
+                outputs = load(context, builder, (*arrays[1], place), LANES)
                 found.append(permute(builder, outputs, taken))
-            write = _place(context, builder, (*arrays[2], out_at), LANES * nbytes)
-            builder.store(_mixed(builder, found), write).align = 1
+            store(context, builder, (*arrays[2], out_at), _mixed(builder, found))
             return context.get_dummy_value()
 
         return nb.void(codes, tables, out, begin), generate

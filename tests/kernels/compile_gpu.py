@@ -11,8 +11,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -20,11 +22,14 @@ from triton.runtime.jit import JITFunction
 
 from moeconv.codecs.amx import FORMS
 from moeconv.codecs.base import Window
-from moeconv.kernels.gpu import KERNELS, kernel_of
+from moeconv.kernels.gpu import KERNELS, TURNED_KERNELS, kernel_of
 from moeconv.kernels.gpu.amx import encode
 from moeconv.kernels.gpu.base import OUT_DTYPES
-from moeconv.measure.cases import Tile, cases
+from moeconv.measure.cases import Case, Tile, cases
+from moeconv.torch_dtypes import torch_dtype
+from moeconv.types import Params
 
+Parts = dict[str, torch.Tensor]
 TARGET = GPUTarget("cuda", 90, 32)
 TILE = Tile(64, 512)
 INSTRUCTION = re.compile(r"^\s+(?:@!?%p\d+\s+)?([a-z][\w.]*)", re.MULTILINE)
@@ -51,9 +56,37 @@ def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options:
     instructions.update(INSTRUCTION.findall(kernel.asm["ptx"]))
 
 
-def parts_of(parts: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the parts as tensors."""
-    return {part: torch.from_numpy(array) for part, array in parts.items()}
+def parts_of(case: Case) -> Parts:
+    """Return the parts as tensors, 16-bit floats as what they are."""
+    given = {
+        part: array.view(f"i{array.itemsize}") if array.dtype == np.uint16 else array
+        for part, array in case.parts.items()
+    }
+    parts = {part: torch.from_numpy(array) for part, array in given.items()}
+    if case.kernel == "float":
+        parts["weight"] = parts["weight"].view(torch_dtype(str(case.params["dtype"])))
+    return parts
+
+
+def variants(case: Case) -> Iterator[tuple[str, Parts, Params, bool]]:
+    """Yield a case's title, parts, params and whether it is turned: itself, then others like it.
+
+    What differs is how they are read: one output of each of the others is enough.
+    """
+    parts, params = parts_of(case), case.params
+    yield case.title, parts, params, False
+    if case.kernel.startswith("fp8"):
+        yield f"{case.title}, E5M2", parts, {**params, "dtype": "F8_E5M2"}, False
+        for dtype in (torch.bfloat16, torch.float16, torch.uint8):
+            scale = parts["weight_scale"].to(dtype)
+            yield f"{case.title}, {dtype}", {**parts, "weight_scale": scale}, params, False
+    if case.kernel == "float":
+        for name in ("BF16", "F64"):
+            weight = parts["weight"].to(torch_dtype(name))
+            yield name, {"weight": weight}, {"dtype": name}, False
+    if case.kernel in TURNED_KERNELS:
+        turned = {part: stored.T.contiguous() for part, stored in parts.items()}
+        yield f"{case.title}, turned", turned, params, True
 
 
 def outputs(tile: Tile) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -85,13 +118,16 @@ def main() -> None:
     for case in cases(TILE):
         if case.kernel not in KERNELS:
             continue
-        kernel = kernel_of(case.kernel)
-        for dtype, order, out in outputs(TILE):
-            instructions.clear()
-            window = Window(0, TILE.rows, 0, TILE.cols)
-            kernel(parts_of(case.parts), window, case.params, dtype, out, counts)
-            named = {"title": case.title, "codec": case.kernel, "dtype": dtype, "order": order}
-            found.append({**named, "instructions": dict(instructions)})
+        for title, parts, params, turned in variants(case):
+            kernel = kernel_of(case.kernel, turned=turned)
+            tile = Tile(TILE.cols, TILE.rows) if turned else TILE
+            wanted = None if title == case.title else 1
+            for dtype, order, out in islice(outputs(tile), wanted):
+                instructions.clear()
+                window = Window(0, tile.rows, 0, tile.cols)
+                kernel(parts, window, params, dtype, out, counts)
+                named = {"title": title, "codec": case.kernel, "dtype": dtype, "order": order}
+                found.append({**named, "instructions": dict(instructions)})
     print(json.dumps([*found, *encoders()]))
 
 

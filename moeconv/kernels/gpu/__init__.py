@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Codec -> module and function below this package.
 KERNELS: Mapping[str, str] = {
     "awq": "awq.decode",
+    "float": "floats.decode",
     "fp8-block": "fp8.decode_block",
     "fp8-channel": "fp8.decode_channel",
     "fp8-tensor": "fp8.decode_tensor",
@@ -22,11 +23,14 @@ KERNELS: Mapping[str, str] = {
     "int-quantized": "int_quantized.decode",
     "mxfp4": "mxfp4.decode",
     "mxfp8": "mxfp8.decode",
+    "nvfp4-ct": "nvfp4.decode_ct",
+    "nvfp4-modelopt": "nvfp4.decode_modelopt",
     "packed-int": "packed_int.decode",
 }
 
 # Of weights whose parts are stored [cols, rows]: window and output are as stored, too.
 TURNED_KERNELS: Mapping[str, str] = {
+    "float": "floats.decode",
     "fp8-block": "fp8.decode_block_turned",
     "fp8-channel": "fp8.decode_channel_turned",
     "fp8-tensor": "fp8.decode_tensor",

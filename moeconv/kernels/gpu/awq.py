@@ -123,6 +123,5 @@ def decode(
         SHARED=groups.shared(tile.cols),
         HIGH=highest_tame(ints.LARGEST, out_dtype),
         KIND=SCALE_KINDS[scales.dtype],
-        **ints.RESOURCES,
         **launch_of(tile, out_dtype),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import gcd
 from typing import NamedTuple
 
@@ -34,8 +33,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
 LARGEST = 512.0  # what |code - zero| stays below, unless zeros are 32 bits wide
 NEVER_TAME = -1
-# Registers that what is rare would take from what is not.
-RESOURCES: Mapping[str, int] = {"num_warps": 8, "maxnreg": 64}
 ALL_COLS = 1 << 30  # of one group
 UNITS, FIELDS, BYTES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NO_ZEROS, PLAIN_ZEROS, WIDE_ZEROS, PACKED_ZEROS = (tl.constexpr(kind) for kind in range(4))
@@ -267,6 +264,5 @@ def decode_rows(
         SHARED=1 if order is not None else job.groups.shared(tile.cols),
         HIGH=NEVER_TAME if job.zeros == WIDE_ZEROS else highest_tame(LARGEST, out_dtype),
         KIND=SCALE_KINDS[stored.scales.dtype],
-        **RESOURCES,
         **launch_of(tile, out_dtype),
     )

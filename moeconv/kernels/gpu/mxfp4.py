@@ -15,9 +15,10 @@ from moeconv.kernels.gpu.scaled import (
     are_tame,
     check_rows,
     corner,
-    e2m1_pairs,
     highest_tame,
     launch_of,
+    load_e2m1,
+    load_groups,
     place,
     place_counted,
     spread,
@@ -40,14 +41,9 @@ def _decode(
     top, left = corner(cols, ROWS, COLS)
     row = (top + tl.arange(0, ROWS)).to(tl.int64)
     col = tl.max_contiguous(left + tl.arange(0, COLS), VEC)
-    pair = tl.max_contiguous(left // 2 + tl.arange(0, COLS // 2), VEC // 2)
-    there = (row[:, None] < rows) & (pair[None, :] < pairs)
-    packed = tl.load(codes + row[:, None] * code_pitch + pair[None, :], mask=there, other=0)
-    group = left // PER_SCALE + tl.arange(0, COLS // PER_SCALE)
-    there = (row[:, None] < rows) & (group[None, :] < groups)
-    scale = tl.load(scales + row[:, None] * scale_pitch + group[None, :], mask=there, other=0)
-    scale = e8m0(scale)
-    value = e2m1_pairs(packed, ROWS, COLS) * spread(scale, ROWS, COLS)
+    scale = e8m0(load_groups(scales, row, left, rows, groups, scale_pitch, PER_SCALE, COLS))
+    number = load_e2m1(codes, row, left, rows, pairs, code_pitch, ROWS, COLS, VEC)
+    value = number * spread(scale, ROWS, COLS)
     if are_tame(scale, HIGH):
         if CODE == 0:  # no more bits than BF16 has
             result = (value.to(tl.int32, bitcast=True) >> 16).to(tl.int16)

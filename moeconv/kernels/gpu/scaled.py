@@ -18,11 +18,14 @@ import triton.language as tl
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.gpu.base import CODES, LAUNCH, MAGNITUDE, check_part, counted, e8m0, rounded
 
-TILE_ELEMENTS = 8192  # 64 for each thread of four warps
+# 32 elements for each thread of eight warps; more would leave registers for few warps.
+TILE_ELEMENTS = 8192
 TILE_ROWS = 32
 LEAST_COLS = 64
 TURNED_TILE = (128, 64)
-STEPPED_TILE = (64, 64)  # each element has an address of its own: fewer registers are left
+STEPPED_TILE = (64, 64)  # each element has an address of its own
+# Registers that what is rare would take from what is not.
+RESOURCES: Mapping[str, int] = {"num_warps": 8, "maxnreg": 64}
 # Results below which nothing rounds to Inf, by output dtype.
 HIGHEST: Mapping[str, float] = {"BF16": 2.0**127, "F16": 2.0**15, "F32": 2.0**127}
 # What a scale is stored as: E8M0 bytes, BF16 bits, float numbers.
@@ -67,6 +70,7 @@ def launch_of(tile: Tile, out_dtype: str) -> dict[str, Any]:
         "ROWS": tile.rows,
         "COLS": tile.cols,
         "TURNED": tile.turned,
+        **RESOURCES,
         **LAUNCH,
     }
 
@@ -147,6 +151,31 @@ def e2m1_pairs(packed, ROWS: tl.constexpr, COLS: tl.constexpr):
     high = ((word & 0x70) << 18) | ((word & 0x80) << 24)
     bits = tl.reshape(tl.join(low, high), (ROWS, COLS))
     return bits.to(tl.float32, bitcast=True) * (2.0**126)
+
+
+@triton.jit
+def load_e2m1(
+    codes, row, left, rows, pairs, pitch, ROWS: tl.constexpr, COLS: tl.constexpr, VEC: tl.constexpr
+):  # fmt: skip
+    """Return float32 [ROWS, COLS] of the tile that begins at column `left`.
+
+    codes: uint8 pairs, `pairs` a row, rows `pitch` apart.
+    """
+    pair = tl.max_contiguous(left // 2 + tl.arange(0, COLS // 2), VEC // 2)
+    there = (row[:, None] < rows) & (pair[None, :] < pairs)
+    packed = tl.load(codes + row[:, None] * pitch + pair[None, :], mask=there, other=0)
+    return e2m1_pairs(packed, ROWS, COLS)
+
+
+@triton.jit
+def load_groups(scales, row, left, rows, groups, pitch, GROUP: tl.constexpr, COLS: tl.constexpr):
+    """Return the stored scales [ROWS, COLS / GROUP] of the tile that begins at column `left`.
+
+    scales: `groups` a row, rows `pitch` apart.
+    """
+    group = left // GROUP + tl.arange(0, COLS // GROUP)
+    there = (row[:, None] < rows) & (group[None, :] < groups)
+    return tl.load(scales + row[:, None] * pitch + group[None, :], mask=there, other=0)
 
 
 @triton.jit

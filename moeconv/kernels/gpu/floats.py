@@ -1,0 +1,95 @@
+"""Casts between plain floats on a GPU; a dtype to itself is a copy, NaN payloads included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+
+from moeconv.codecs.base import Window
+from moeconv.kernels.gpu.base import MAGNITUDE, check_out, counted
+from moeconv.kernels.gpu.scaled import (
+    check_rows,
+    corner,
+    launch_of,
+    place,
+    place_counted,
+    tame,
+    tile_of,
+)
+from moeconv.types import Params
+
+# Stored dtype -> on the device, as the kernel loads it, and what SOURCE is.
+SOURCES: Mapping[str, tuple[torch.dtype, torch.dtype, int]] = {
+    "BF16": (torch.bfloat16, torch.int16, 0),
+    "F16": (torch.float16, torch.int16, 1),
+    "F32": (torch.float32, torch.int32, 2),
+    "F64": (torch.float64, torch.float64, 3),
+}
+REGISTERS = 80  # with fewer, what is rare spills before it is known to be needed
+# The bits of the smallest float32 that rounds to Inf.
+OVERFLOWS: Mapping[str, int] = {"BF16": 0x7F7F8000, "F16": 0x477FF000, "F32": 0x7F800000}
+
+
+@triton.jit
+def _decode(
+    source, out, counts, rows, cols, pitch, out_row, out_col,
+    SOURCE: tl.constexpr, OVERFLOW: tl.constexpr, CODE: tl.constexpr, VEC: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    """Cast a tile of rows `pitch` elements apart."""
+    top, left = corner(cols, ROWS, COLS)
+    row = (top + tl.arange(0, ROWS)).to(tl.int64)
+    col = tl.max_contiguous(left + tl.arange(0, COLS), VEC)
+    mask = (row[:, None] < rows) & (col[None, :] < cols)
+    stored = tl.load(source + row[:, None] * pitch + col[None, :], mask=mask, other=0)
+    if SOURCE == 0:
+        value = (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif SOURCE == 1:
+        value = stored.to(tl.float16, bitcast=True).to(tl.float32)
+    elif SOURCE == 2:
+        value = stored.to(tl.float32, bitcast=True)
+    else:
+        value = stored.to(tl.float32)
+    wild = tl.max(value.to(tl.int32, bitcast=True) & MAGNITUDE) >= OVERFLOW
+    if SOURCE == CODE:
+        place(stored, out, row, col, rows, cols, out_row, out_col, TURNED)
+        if wild:
+            counted(value, stored, mask, counts, CODE)
+    elif wild:
+        place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)
+    else:
+        place(tame(value, CODE), out, row, col, rows, cols, out_row, out_col, TURNED)
+
+
+def decode(
+    parts: Mapping[str, torch.Tensor],
+    window: Window,
+    params: Params,
+    out_dtype: str,
+    out: torch.Tensor,
+    counts: torch.Tensor,
+) -> None:
+    """Fill `out` [R, C] with the plain floats of `weight` [R, C].
+
+    Equals codecs/floats.py rounded once; tests/kernels/test_gpu_floats.py holds it to that.
+    """
+    shape, weight = (window.rows, window.cols), parts["weight"]
+    stored, loaded, source = SOURCES[str(params["dtype"])]
+    check_rows("weight", weight, (stored,), shape)
+    check_out(out_dtype, out, shape)
+    tile = tile_of(out)
+    narrow = weight.element_size() == out.element_size() == 2
+    _decode[tile.grid(shape)](
+        weight.view(loaded),
+        out,
+        counts,
+        *shape,
+        weight.stride(0),
+        *out.stride(),
+        SOURCE=source,
+        OVERFLOW=OVERFLOWS[out_dtype],
+        **{**launch_of(tile, out_dtype), "VEC": 8 if narrow else 4, "maxnreg": REGISTERS},
+    )

@@ -19,8 +19,8 @@ from moeconv.device.pinned import pinned_pages
 from moeconv.device.ways import CPU, KERNEL, way_of
 from moeconv.errors import IOFailed
 from moeconv.kernels.cpu import Counts
-from moeconv.kernels.cpu.amx import encode_part
-from moeconv.kernels.gpu import kernel_of
+from moeconv.kernels.cpu.base import rows_of
+from moeconv.kernels.gpu import amx, kernel_of
 from moeconv.kernels.gpu.base import OUT_DTYPES
 from moeconv.kernels.gpu.rounding import round_on_device
 from moeconv.store.buffers import BufferPool
@@ -162,7 +162,23 @@ class GpuDecoder:
 
     def encode(self, form: str, part: str, values: Array, out: Array) -> int:
         """Fill the bytes `out` with a packed part of BF16 bits [rows, cols], rows contiguous."""
-        return encode_part(form, part, values, out)
+        rows = rows_of(values)  # with what lies between the rows: it is in locked memory as well
+        nbytes = sum(map(aligned_nbytes, (rows.memory.nbytes, out.nbytes, COUNTS_NBYTES)))
+        with self._arenas.lent(nbytes) as place, self._failures(place, form):
+            card = self._cards[place.card]
+            room = _Room(card, place)
+            with card.lane() as lane, lane.use():
+                stored = room.take(rows.memory.nbytes)
+                stored.copy_(_bytes_of(rows.memory), non_blocking=True)
+                given = stored.view(torch.int16).as_strided(values.shape, (rows.pitch // 2, 1))
+                there = room.take(out.nbytes)
+                bad = room.take(COUNTS_NBYTES).view(torch.int64).fill_(-1)
+                with _LAUNCH:
+                    amx.encode(given, form, part, there, bad[:1])
+                _bytes_of(out).copy_(there, non_blocking=True)
+                lane.counts.copy_(bad, non_blocking=True)
+                lane.wait()
+                return int(lane.counts[0])
 
     @contextmanager
     def _failures(self, place: Place, what: str) -> Iterator[None]:

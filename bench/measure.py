@@ -21,12 +21,19 @@ CHUNK_NBYTES = 16 << 20
 
 
 class Cost(NamedTuple):
-    """What one run cost; bytes from /proc/self/io, 0 where the run does not tell."""
+    """What one run cost: seconds, bytes; 0 where the run does not tell.
+
+    `read_chars`, `written_chars`: of its system calls; `read_disk`, `written_disk`: what these
+    took from and gave to disks (rchar, wchar, read_bytes, write_bytes of /proc/self/io).
+    """
 
     wall: float
     cpu: float
-    peak_rss: int
+    peak_rss: int = 0
     read_chars: int = 0
+    written_chars: int = 0
+    read_disk: int = 0
+    written_disk: int = 0
 
 
 class Told(NamedTuple):
@@ -41,7 +48,15 @@ def run_python(code: str, arguments: Sequence[str] = ()) -> Cost:
     return run_telling(code, arguments).cost
 
 
-def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.executable) -> Told:
+def pinned(cores: int) -> list[str]:
+    """Return the command that keeps what follows it on the first `cores` cores; 0: on all."""
+    first = sorted(os.sched_getaffinity(0))[:cores]
+    return ["taskset", "-c", ",".join(map(str, first))] if cores else []
+
+
+def run_telling(
+    code: str, arguments: Sequence[str] = (), python: str = sys.executable, *, cores: int = 0
+) -> Told:
     """Run Python code that fills the dict `figures`, in a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         wrapped = (
@@ -51,13 +66,15 @@ def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.exec
             "    status = open('/proc/self/status').read()\n"
             "    peak = int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
             "    io = dict(line.split(': ') for line in open('/proc/self/io'))\n"
-            f"    json.dump([peak, int(io['rchar']), figures], open({report.name!r}, 'w'))\n"
+            "    names = ('rchar', 'wchar', 'read_bytes', 'write_bytes')\n"
+            "    found = [peak, *(int(io[name]) for name in names)]\n"
+            f"    json.dump([found, figures], open({report.name!r}, 'w'))\n"
             "atexit.register(_tell)\n" + code
         )
         before = os.times()
         start = time.monotonic()
         subprocess.run(
-            [python, "-c", wrapped, *arguments],
+            [*pinned(cores), python, "-c", wrapped, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             env=installed(),
@@ -66,8 +83,8 @@ def run_telling(code: str, arguments: Sequence[str] = (), python: str = sys.exec
         after = os.times()
         cpu = after.children_user + after.children_system
         cpu -= before.children_user + before.children_system
-        peak, read_chars, figures = json.loads(Path(report.name).read_text())
-    return Told(Cost(wall, cpu, peak, read_chars), figures)
+        told, figures = json.loads(Path(report.name).read_text())
+    return Told(Cost(wall, cpu, *told), figures)
 
 
 def installed() -> dict[str, str]:
@@ -75,22 +92,27 @@ def installed() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
-def convert(source: Path, target: Path, *options: str) -> Cost:
-    """Measure `moeconv convert` with the output made durable."""
+def moeconv(*arguments: str, cores: int = 0) -> Cost:
+    """Measure a command of moeconv."""
     code = (
         "from moeconv.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
     )
-    arguments = ["convert", str(source), str(target), "--progress", "none", *options]
-    return run_python(code, arguments)
+    return run_telling(code, arguments, cores=cores).cost
 
 
-def write_direct(path: Path, nbytes: int, threads: int = 2) -> float:
-    """Return the seconds of writing `nbytes` past the page cache, by threads, durably."""
+def convert(source: Path, target: Path, *options: str, cores: int = 0) -> Cost:
+    """Measure `moeconv convert` with the output made durable."""
+    arguments = ("convert", str(source), str(target), "--progress", "none", *options)
+    return moeconv(*arguments, cores=cores)
+
+
+def write_direct(path: Path, nbytes: int, threads: int = 2) -> Cost:
+    """Measure writing `nbytes` past the page cache, by threads, durably."""
     buffer = mmap.mmap(-1, CHUNK_NBYTES)
     buffer.write(os.urandom(1 << 20) * (CHUNK_NBYTES >> 20))
     whole = nbytes // 4096 * 4096
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o644)
     os.posix_fallocate(fd, 0, whole)
 
@@ -105,19 +127,49 @@ def write_direct(path: Path, nbytes: int, threads: int = 2) -> float:
         worker.join()
     os.fsync(fd)
     os.close(fd)
-    return time.monotonic() - start
+    return Cost(time.monotonic() - start, time.process_time() - busy)
 
 
-def copy_plainly(source: Path, target: Path) -> float:
-    """Return the seconds of `cp` of a directory, durably."""
-    start = time.monotonic()
-    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
-    for path in target.rglob("*"):
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            os.fsync(fd)
-            os.close(fd)
-    return time.monotonic() - start
+COPY = """
+import subprocess, sys
+subprocess.run(["cp", "-r", sys.argv[1], sys.argv[2]], check=True)
+"""
+# Makes what stands in the directory of the second argument durable.
+DURABLE = """
+import os, pathlib, sys
+for path in [*pathlib.Path(sys.argv[2]).rglob("*"), pathlib.Path(sys.argv[2])]:
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+"""
+
+
+def copy_plainly(source: Path, target: Path) -> Cost:
+    """Measure `cp` of a directory, durably; its memory and its bytes are not told."""
+    cost = run_python(COPY + DURABLE, [str(source), str(target)])
+    return Cost(cost.wall, cost.cpu)
+
+
+def files_of(root: Path) -> list[Path]:
+    """Return the files below a directory."""
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def warm(root: Path) -> None:
+    """Read every file, so that the page cache has them."""
+    buffer = bytearray(CHUNK_NBYTES)
+    for path in files_of(root):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def cool(root: Path) -> None:
+    """Drop every file from the page cache, which needs no rights: POSIX_FADV_DONTNEED."""
+    for path in files_of(root):
+        with path.open("rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fresh(folder: Path, run: Callable[[], Result]) -> Result:
@@ -128,9 +180,5 @@ def fresh(folder: Path, run: Callable[[], Result]) -> Result:
 
 def middle(costs: Sequence[Cost]) -> Cost:
     """Return the median of each figure."""
-    return Cost(
-        median(cost.wall for cost in costs),
-        median(cost.cpu for cost in costs),
-        int(median(cost.peak_rss for cost in costs)),
-        int(median(cost.read_chars for cost in costs)),
-    )
+    wall, cpu, *told = (median(values) for values in zip(*costs, strict=True))
+    return Cost(wall, cpu, *map(int, told))

@@ -46,6 +46,7 @@ test-kt: $(STAMP)
 test-vllm: $(STAMP)
 	$(BIN)/python -m pytest -s -rs -m client tests/clients/test_vllm.py
 
+# With MOECONV_KT_PYTHON and MOECONV_VLLM_PYTHON as above, kt-kernel and vLLM stand beside ours.
 bench: $(STAMP)
 	$(BIN)/python -m bench
 

@@ -8,27 +8,43 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench import kernels, loading, main_job, ranks, scaling, start_up
+from bench import (
+    aims,
+    cold,
+    fp8_job,
+    kernels,
+    kt_job,
+    loading,
+    main_job,
+    ranks,
+    scaling,
+    start_up,
+)
 from moeconv.measure.host import describe_machine
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 # Name -> the part of the page. What needs most disk comes last: its sources are its own.
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
-    "main": lambda o: main_job.section(o.folder, o.repeats, peer=o.peer),
+    "main": lambda o: main_job.section(o.folder, o.plots, o.repeats, peer=o.peer),
+    "fp8": lambda o: fp8_job.section(o.folder, o.plots, o.repeats),
+    "ktransformers": lambda o: kt_job.section(o.folder, o.plots, o.repeats),
     "ranks": lambda o: ranks.section(o.folder, o.repeats),
     "loading": lambda o: loading.section(o.folder),
-    "kernels": lambda o: kernels.section(o.folder),
-    "start-up": lambda o: start_up.section(),
-    "scaling": lambda o: scaling.section(o.folder, o.repeats),
+    "cold": lambda o: cold.section(o.folder, o.repeats),
+    "kernels": lambda o: kernels.section(o.folder, o.plots),
+    "start-up": lambda o: start_up.section(o.folder),
+    "scaling": lambda o: scaling.section(o.folder, o.plots, o.repeats),
 }
 
 
 def document(sections: Sequence[Sequence[str]]) -> str:
     """Return the text of docs/benchmarks.md."""
+    stated, met = aims.count([line for section in sections for line in section])
     lines = [
         "# Benchmarks",
         "",
+        f"{met} of {stated} aims are met; each table below is followed by its own.",
         "`make bench` runs everything here and writes this page. Figures are medians of runs that",
         "take turns on one machine; only ratios inside a table mean something elsewhere.",
         "",
@@ -74,13 +90,15 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run and write."""
     given = options(arguments)
+    page = given.out or (None if given.only else DOCUMENT)
+    given.plots = (page.parent if page else given.folder) / "plots"
+    given.folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for name in given.only or PARTS:
         start = time.monotonic()
         sections.append(PARTS[name](given))
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
     text = document(sections)
-    page = given.out or (None if given.only else DOCUMENT)
     if page is not None:
         page.write_text(text)
     print(text)

@@ -28,9 +28,7 @@ def table(aims: Sequence[Aim]) -> list[str]:
     for aim in aims:
         sign = "at most" if aim.most else "at least"
         value, bound = (format(number, aim.form) for number in (aim.value, aim.bound))
-        lines.append(
-            f"| {aim.text} | {sign} {bound} | {value} | {MET if aim.met else MISSED} |"
-        )
+        lines.append(f"| {aim.text} | {sign} {bound} | {value} | {MET if aim.met else MISSED} |")
     return lines
 
 

@@ -61,9 +61,9 @@ NUMBERS: Mapping[str, Callable[[Rng], npt.NDArray[Any]]] = {
 
 
 @cache
-def pool(kind: str) -> memoryview:
+def pool(kind: str) -> npt.NDArray[np.uint8]:
     """Return the bytes that tensors of this kind of numbers are cut from."""
-    return memoryview(NUMBERS[kind](np.random.default_rng(0)).view(np.uint8)).cast("B")
+    return NUMBERS[kind](np.random.default_rng(0)).view(np.uint8)
 
 
 def shards(tensors: Iterable[Tensor], limit: int) -> Iterator[list[Tensor]]:
@@ -82,7 +82,9 @@ def shards(tensors: Iterable[Tensor], limit: int) -> Iterator[list[Tensor]]:
 
 def write_file(path: Path, tensors: Sequence[Tensor], *, sparse: bool) -> int:
     """Write one safetensors file; return the bytes of its tensors."""
-    rows = [(one.name, one.dtype, one.shape, tensor_nbytes(one.dtype, one.shape)) for one in tensors]
+    rows = [
+        (one.name, one.dtype, one.shape, tensor_nbytes(one.dtype, one.shape)) for one in tensors
+    ]
     header = build_header(rows, {"format": "pt"})
     total = sum(row[3] for row in rows)
     with path.open("wb", buffering=0) as file:
@@ -93,7 +95,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], *, sparse: bool) -> int:
         for tensor, row in zip(tensors, rows, strict=True):
             left = row[3]
             while left:
-                left -= file.write(pool(tensor.kind)[: min(left, CHUNK_NBYTES)])
+                left -= file.write(pool(tensor.kind)[: min(left, CHUNK_NBYTES)].data)
     return total
 
 
@@ -111,7 +113,8 @@ def write_checkpoint(
     """
     root.mkdir(parents=True, exist_ok=True)
     files = list(shards(tensors, shard_nbytes))
-    total, weight_map = 0, {}
+    total = 0
+    weight_map: dict[str, str] = {}
     for index, held in enumerate(files):
         name = f"model-{index + 1:05d}-of-{len(files):05d}.safetensors"
         total += write_file(root / name, held, sparse=sparse)

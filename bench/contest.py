@@ -13,6 +13,7 @@ from bench.plots import Bar, bars
 
 DIRECT = "O_DIRECT write of as many bytes, 2 threads"
 COPY = "`cp` of the output, synced"
+LIMITS = (DIRECT, COPY)
 
 
 class Turn(NamedTuple):
@@ -120,8 +121,8 @@ def terms(ways: Sequence[Way], repeats: int) -> list[str]:
     once = [way.title for way in ways if way.once]
     return [
         "Start-up, planning and making the output durable are included; the source is in the page",
-        f"cache, as it is after a download. Medians of {repeats}, in turn, after a turn that is not",
-        f"counted{'; once: ' + ', '.join(once) if once else ''}. Bytes read are rchar of",
+        f"cache, as it is after a download. Medians of {repeats}, in turn, after a turn that does",
+        f"not count{'; once: ' + ', '.join(once) if once else ''}. Bytes read are rchar of",
         "/proc/self/io, which knows nothing of memory maps.",
     ]
 

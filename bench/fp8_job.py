@@ -76,7 +76,9 @@ def ways() -> list[Way]:
     """Return who takes part."""
     return [
         Way(
-            OURS, lambda turn: convert(turn.source, turn.target), "`moeconv convert deepseek-v3 OUT`"
+            OURS,
+            lambda turn: convert(turn.source, turn.target),
+            "`moeconv convert deepseek-v3 OUT`",
         ),
         contest.direct(),
         *map(compressed_tensors, WORKERS),

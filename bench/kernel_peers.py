@@ -110,12 +110,91 @@ def gguf_py(case: Case, tile: Tile) -> Run:
     return lambda: dequantize(case.parts["weight"], kind)
 
 
+def deepseek(case: Case, tile: Tile) -> Run:
+    """Return DeepSeek's weight_dequant as torch: float32, times each block's scale, to BF16."""
+    parts = tensors_of(case)
+    weight, scales = parts["weight"], parts["weight_scale"]
+    rows, cols = int(case.params["block_rows"]), int(case.params["block_cols"])
+
+    def run() -> object:
+        whole = scales.repeat_interleave(rows, 0)[: tile.rows]
+        whole = whole.repeat_interleave(cols, 1)[:, : tile.cols]
+        return (weight.to(torch.float32) * whole).to(torch.bfloat16)
+
+    return run
+
+
+def unpacked(words: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the 4-bit codes of int32 words side by side in `dim` (0 or 1), as int8."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    if dim == 0:
+        codes = torch.bitwise_right_shift(words[:, None, :], shifts[None, :, None])
+        return (codes.to(torch.int8) & 15).flatten(0, 1)
+    codes = torch.bitwise_right_shift(words[:, :, None], shifts)
+    return (codes.to(torch.int8) & 15).flatten(1, 2)
+
+
+def gptqmodel(case: Case, tile: Tile) -> Run:
+    """Return the formula of GPTQModel's TorchLinear: shifts, int8 codes, rows of scales by g_idx.
+
+    Stated anew: its package asks for other versions of torch than this environment's.
+    """
+    parts = tensors_of(case)
+    groups = torch.arange(tile.cols) // int(case.params["group_size"])
+    offset = int(case.params["zero_offset"])
+
+    def run() -> object:
+        codes = unpacked(parts["qweight"], 0)
+        zeros = unpacked(parts["qzeros"], 1) + offset
+        values = parts["scales"][groups] * (codes - zeros[groups])
+        return values.T.to(torch.bfloat16).contiguous()
+
+    return run
+
+
+def autoawq(case: Case, tile: Tile) -> Run:
+    """Return the formula of AutoAWQ's dequantize_gemm, stated anew: its order undone by indices."""
+    parts = tensors_of(case)
+    size = int(case.params["group_size"])
+    order = torch.arange(tile.rows).view(-1, 8)[:, [0, 4, 1, 5, 2, 6, 3, 7]].flatten()
+
+    def run() -> object:
+        codes, zeros = (unpacked(parts[name], 1)[:, order] for name in ("qweight", "qzeros"))
+        scales = parts["scales"].repeat_interleave(size, 0)
+        values = (codes - zeros.repeat_interleave(size, 0)) * scales
+        return values.T.to(torch.bfloat16).contiguous()
+
+    return run
+
+
 def reference(case: Case, tile: Tile) -> Run:
     """Return the plain torch of moeconv/codecs, rounded by torch."""
     parts = tensors_of(case)
     window = Window(0, tile.rows, 0, tile.cols)
     codec = CODECS[case.kernel]
     return lambda: codec.decode(parts, window, case.params).to(torch.bfloat16)
+
+
+def torch_int8(values: torch.Tensor) -> object:
+    """Return int8 codes and scales per row, in file order: torch's one-liners for amxint8."""
+    values = values.float()
+    scales = values.abs().amax(1, keepdim=True) * (1 / 127)
+    return (values / scales).round_().clamp_(-128, 127).to(torch.int8), scales
+
+
+def torch_int4(values: torch.Tensor) -> object:
+    """Return pairs of 4-bit codes and scales per row, in file order: the same for amxint4."""
+    values = values.float()
+    scales = values.abs().amax(1, keepdim=True) * (1 / 7)
+    codes = (values / scales).round_().clamp_(-7, 7).to(torch.int8)
+    return (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4), scales
+
+
+# Names of moeconv/codecs/amx.py's forms -> what torch does to BF16 [rows, cols].
+QUANTIZERS: Mapping[str, Callable[[torch.Tensor], object]] = {
+    "amxint4": torch_int4,
+    "amxint8": torch_int8,
+}
 
 
 class Peer(NamedTuple):
@@ -130,6 +209,9 @@ PEERS: Mapping[str, Peer] = {
     "compressed-tensors": Peer("compressed-tensors", "compressed_tensors", compressed_tensors),
     "transformers": Peer("transformers", "transformers", transformers),
     "gguf-py": Peer("gguf-py", "gguf", gguf_py),
+    "deepseek": Peer("DeepSeek's formula", "torch", deepseek),
+    "gptqmodel": Peer("GPTQModel's formula", "torch", gptqmodel),
+    "autoawq": Peer("AutoAWQ's formula", "torch", autoawq),
     "reference": Peer("plain torch", "torch", reference),
 }
 
@@ -137,12 +219,14 @@ PEERS: Mapping[str, Peer] = {
 PEERS_OF: Mapping[str, tuple[str, ...]] = {
     "mxfp4": ("transformers", "compressed-tensors"),
     "nvfp4-ct": ("compressed-tensors",),
-    "fp8-block": ("compressed-tensors",),
+    "fp8-block": ("deepseek", "compressed-tensors"),
     "fp8-channel": ("compressed-tensors",),
     "fp8-tensor": ("compressed-tensors",),
     "mxfp8": ("compressed-tensors",),
     "packed-int": ("compressed-tensors",),
     "ggml": ("gguf-py",),
+    "gptq": ("gptqmodel",),
+    "awq": ("autoawq",),
 }
 
 

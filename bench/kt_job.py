@@ -10,7 +10,7 @@ from bench import aims, contest
 from bench.aims import Aim
 from bench.architectures import Size
 from bench.checkpoints import source
-from bench.contest import DIRECT, Outcome, Turn, Way
+from bench.contest import Outcome, Turn, Way
 from bench.measure import DURABLE, Cost, convert, run_telling
 
 KT_PYTHON = "MOECONV_KT_PYTHON"
@@ -161,8 +161,8 @@ def section(folder: Path, plots: Path, repeats: int = 3, size: Size | None = Non
         "## BF16 to AMXINT4 and AMXINT8: beside kt-kernel",
         "",
         f"A Qwen3-MoE layer, {given.nbytes / 1e9:.2f} GB in; the experts alone are written,",
-        f"kt-kernel with {THREADS} threads and one NUMA part. Its wheel has no converter and the one",
-        "of its repository needs an accelerator: bench/kt_job.py does what that does, with",
+        f"kt-kernel with {THREADS} threads and one NUMA part. Its wheel has no converter and the",
+        "one of its repository needs an accelerator: bench/kt_job.py does what that does, with",
         "kt-kernel's own packing.",
         *contest.terms(ways(DTYPES[0]), repeats),
     ]

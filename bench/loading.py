@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench.checkpoints import Size, source
+from bench.architectures import Size
+from bench.checkpoints import source
 from bench.measure import Told, convert, run_python, run_telling
 
 KIND = "qwen3-moe"

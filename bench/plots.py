@@ -114,7 +114,9 @@ def lines(
             f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-width="2"{dashes}/>'
         )
         if line is not aim:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places]
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in places
+            ]
         y = 50 + 18 * index
         parts.append(
             f'<line x1="{WIDTH - RIGHT + 10}" y1="{y - 4}" x2="{WIDTH - RIGHT + 26}" y2="{y - 4}"'

@@ -158,33 +158,35 @@ def _read(part: str, ref: TensorRef, slot: int, wanted: PartSlice) -> PartRead:
     return PartRead(part, ref, start, stride, run, wanted.major.length)
 
 
-def read_part(reader: Reader, read: PartRead, buffer: Buffer) -> Array:
-    """Return the part's elements [major, minor] read into the buffer."""
-    if read.stride == read.run:
-        reader.read_into(read.ref.file, read.offset, buffer.array)
-    else:
-        reader.read_strided(
-            read.ref.file, read.offset, read.stride, read.run, read.runs, buffer.array
-        )
-    dtype = NUMPY_DTYPES.get(read.ref.dtype, np.uint8)
-    return (
-        buffer.array.view(dtype).reshape(read.runs, -1)
-        if read.nbytes
-        else np.empty((read.runs, 0), dtype)
-    )
-
-
 def read_parts(
-    reader: Reader, pool: BufferPool, reads: tuple[PartRead, ...], phase: int = 0
+    reader: Reader, pool: BufferPool, reads: tuple[PartRead, ...], phase: int | None = None
 ) -> tuple[dict[str, Array], list[Buffer]]:
-    """Return every part's elements, and the buffers to give back when they are done with."""
-    buffers: list[Buffer] = []
-    parts: dict[str, Array] = {}
-    for read in reads:
-        buffer = pool.take(read.nbytes, phase)
-        buffers.append(buffer)
-        parts[read.part] = read_part(reader, read, buffer)
+    """Return every part's elements [major, minor], and the buffers to give back with them.
+
+    `phase`: what the addresses are congruent to; None: to where the parts lie in their files.
+    """
+    buffers = [pool.take(one.nbytes, one.offset if phase is None else phase) for one in reads]
+    whole: dict[str, list[tuple[int, Array]]] = {}
+    for read, buffer in zip(reads, buffers, strict=True):
+        if read.stride == read.run:
+            whole.setdefault(read.ref.file, []).append((read.offset, buffer.array))
+        else:
+            reader.read_strided(
+                read.ref.file, read.offset, read.stride, read.run, read.runs, buffer.array
+            )
+    for file, ranges in whole.items():
+        reader.read_ranges(file, ranges)
+    parts = {
+        one.part: _elements(one, buffer.array) for one, buffer in zip(reads, buffers, strict=True)
+    }
     return parts, buffers
+
+
+def _elements(read: PartRead, memory: Array) -> Array:
+    dtype = NUMPY_DTYPES.get(read.ref.dtype, np.uint8)
+    if not read.nbytes:
+        return np.empty((read.runs, 0), dtype)
+    return memory.view(dtype).reshape(read.runs, -1)
 
 
 def is_copy(weight: Weight, dtype: str) -> bool:

@@ -114,7 +114,10 @@ class _Piece:
         members = zip(self.work.task.members, self.work.weights, self.piece.windows, strict=True)
         for index, (member, weight, window) in enumerate(members):
             reads = part_reads(weight, member.slot, window)
-            parts, buffers = read_parts(self.context.reader, self.context.pool, reads, phase)
+            copied = any(is_copy(weight, dtype) for dtype in self.work.dtypes)
+            parts, buffers = read_parts(
+                self.context.reader, self.context.pool, reads, phase if copied else None
+            )
             self.buffers += buffers
             for number, dtype in enumerate(self.work.dtypes):
                 if is_copy(weight, dtype):

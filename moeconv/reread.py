@@ -16,6 +16,7 @@ import xxhash
 from moeconv.finished import RecordedFile, Segment
 from moeconv.store import system
 from moeconv.store.buffers import aligned
+from moeconv.store.direct import open_direct
 from moeconv.store.reader import open_regular, read_range
 from moeconv.types import TensorRef
 
@@ -96,10 +97,10 @@ class _File:
         self._name = name
         self._plain = open_regular(path, name)
         try:
-            self._direct = _open_direct(path)
-        except BaseException:
+            self._direct = open_direct(path, os.O_RDONLY)
+        except OSError as error:
             os.close(self._plain)
-            raise
+            raise system.failed("read", error, str(path)) from error
 
     def __enter__(self) -> _File:
         return self
@@ -137,15 +138,3 @@ class _File:
         if got < memory.size:  # the end of the file, or no direct reads here
             got += read_range(self._plain, self._name, at + got, memory[got:])
         return got
-
-
-def _open_direct(path: Path) -> int:
-    """Return a descriptor that reads past the page cache, or -1 where there is none."""
-    if not system.DIRECT_FLAG:
-        return -1
-    try:
-        return system.open_file(path, os.O_RDONLY | os.O_CLOEXEC | system.DIRECT_FLAG)
-    except OSError as error:
-        if error.errno not in system.UNSUPPORTED:
-            raise system.failed("read", error, str(path)) from error
-        return -1

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
-from collections.abc import Callable
+import struct
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moeconv import errors
@@ -35,9 +38,19 @@ _FALLOCATE = _libc("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctyp
 _SYNC_FILE_RANGE = _libc(
     "sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint
 )
+_STATX = _libc("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
+_SYSCALL = _libc(
+    "syscall" if sys.platform == "linux" else "",
+    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint),
+)
+
+# linux/stat.h: the mask comes first in struct statx, dio_mem_align and dio_offset_align at 152.
+_STATX_NBYTES, _STATX_DIOALIGN, _DIOALIGN_AT = 256, 0x2000, 152
+_AT_EMPTY_PATH = 0x1000
+_CACHESTAT, _CACHESTAT_NBYTES = 451, 40  # Linux 6.5; the same number on every architecture
 
 
-def _call(function: Callable[..., int] | None, *arguments: int) -> None:
+def _call(function: Callable[..., int] | None, *arguments: object) -> None:
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     while function(*arguments) != 0:
@@ -69,6 +82,36 @@ def drop_pages(fd: int, offset: int, nbytes: int) -> None:
     """Let the clean whole pages of a range leave the page cache; 0 bytes mean to the end."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def direct_units(fd: int) -> tuple[int, int] | None:
+    """Return what addresses and offsets past the page cache must be multiples of; None: not told.
+
+    Zeros mean that nothing of this file can go past it.
+    """
+    found = ctypes.create_string_buffer(_STATX_NBYTES)
+    try:
+        _call(_STATX, fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found)
+    except OSError:
+        return None
+    if not struct.unpack_from("=I", found)[0] & _STATX_DIOALIGN:
+        return None
+    memory, offset = struct.unpack_from("=II", found, _DIOALIGN_AT)
+    return int(memory), int(offset)
+
+
+def cached_nbytes(fd: int, offset: int, nbytes: int) -> int:
+    """Return how many bytes of a range the page cache holds, in whole pages, or raise OSError."""
+    found = ctypes.create_string_buffer(_CACHESTAT_NBYTES)
+    _call(_SYSCALL, _CACHESTAT, fd, struct.pack("=QQ", offset, nbytes), found, 0)
+    return int(struct.unpack_from("=Q", found)[0]) * mmap.PAGESIZE
+
+
+def read_cached(fd: int, buffers: Sequence[bytearray], offset: int) -> int:
+    """Read what the page cache holds; BlockingIOError for nothing, another OSError: not known."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    return os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
 
 
 open_file = os.open

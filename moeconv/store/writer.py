@@ -20,6 +20,7 @@ from moeconv import errors
 from moeconv.store import system
 from moeconv.store.buffers import PAGE_NBYTES, BufferPool, Bytes, address
 from moeconv.store.cached import CachedWriter
+from moeconv.store.direct import open_direct
 
 PARTIAL_SUFFIX = ".partial"
 DIRECT_MIN_NBYTES = 64 << 10  # below it the cache merges small writes better than the disk
@@ -58,7 +59,7 @@ class OutputFile:
             self._reserve()
             system.sync_directory(self.partial.parent)
             if direct and nbytes >= DIRECT_MIN_NBYTES:
-                self._direct_fd = _open_direct(self.partial)
+                self._direct_fd = open_direct(self.partial, os.O_WRONLY)
         except OSError as error:
             wrapped = self._failed("lay out the file", error, 0, nbytes)
             self.close()
@@ -208,18 +209,6 @@ def _flat(data: Bytes | memoryview) -> Bytes:
     if isinstance(data, np.ndarray):
         return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     return np.frombuffer(data, np.uint8) if data.nbytes else np.empty(0, np.uint8)
-
-
-def _open_direct(path: Path) -> int:
-    """Return a descriptor that goes past the page cache, or -1 where the file system has none."""
-    if not system.DIRECT_FLAG:
-        return -1
-    try:
-        return system.open_file(path, os.O_WRONLY | system.DIRECT_FLAG)
-    except OSError as error:
-        if error.errno not in system.UNSUPPORTED:
-            raise
-        return -1
 
 
 def write_small_file(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from moeconv.measure.figures import (
@@ -21,11 +22,15 @@ _COPIED_BITS = 16  # of the roofline that reads as much as it writes
 
 
 class Bound(NamedTuple):
-    """What alone would take `seconds` for `nbytes`."""
+    """What alone takes `seconds` for `nbytes` with the tasks in flight; `one`: with a single task.
+
+    In either all of it is done: a share of the seconds is a share of the work.
+    """
 
     name: str
     nbytes: int
     seconds: float
+    one: float
 
     @property
     def gb_per_second(self) -> float:
@@ -55,62 +60,77 @@ class Place(NamedTuple):
 def estimate(work: Workload, figures: Figures, place: Place) -> Estimate | None:
     """Return how long the work takes; None where one of the disks was not measured.
 
-    Reading, decoding and writing overlap, so the slowest decides; with one task in flight nothing
-    does, and they add up. The source is taken to be on its disk, not in the page cache.
+    The source is taken to be on its disk, not in the page cache.
     """
     read, write = place.source.read, place.output.write
     if read is None or write is None:
         return None
     jobs = place.jobs
-    cores = min(jobs, figures.threads)
-    decode, lacking = _decode_seconds(work, figures, cores)
-    bounds = (
-        Bound(START, 0, figures.start_seconds),
-        _bound(READ, work.read_nbytes, _rate(read, jobs, place.source.threads)),
-        _bound(WRITE, work.written_nbytes, _rate(write, jobs, place.output.threads)),
-        Bound(DECODE, work.written_nbytes, decode),
-        _memory(work, figures, cores),
+    start = Bound(START, 0, figures.start_seconds, figures.start_seconds)
+    decode, lacking = _decode(work, figures, jobs)
+    working = (
+        _bound((READ, work.read_nbytes), read, jobs),
+        _bound((WRITE, work.written_nbytes), write, jobs),
+        decode,
     )
-    working = bounds[1:4]
-    taken = sum(one.seconds for one in working) if jobs == 1 else _longest(bounds[1:]).seconds
-    return Estimate(figures.start_seconds + taken, _longest(bounds), bounds, lacking)
+    memory = _memory(work, figures, jobs)
+    bounds = (start, *working, memory)
+    taken = max(together(working, jobs), memory.seconds)
+    return Estimate(start.seconds + taken, max(bounds, key=_seconds), bounds, lacking)
 
 
-def _longest(bounds: tuple[Bound, ...]) -> Bound:
-    return max(bounds, key=lambda one: one.seconds)
+def together(stations: Sequence[Bound], jobs: int) -> float:
+    """Return the seconds of `jobs` tasks in flight that go round these stations.
+
+    Mean-value analysis of a closed network (Reiser and Lavenberg 1980): a task that comes to a
+    station waits for those it finds there. With one task the seconds add up, with many the
+    slowest station decides, and in between those of like length get into each other's way. What
+    a task alone takes longer than several their share is time in which it keeps nobody waiting.
+    """
+    apart = sum(max(one.one - one.seconds, 0.0) for one in stations)
+    queues = [0.0] * len(stations)
+    through = 0.0
+    for number in range(1, jobs + 1):
+        stays = [one.seconds * (1 + queue) for one, queue in zip(stations, queues, strict=True)]
+        through = number / (apart + sum(stays))
+        queues = [through * stay for stay in stays]
+    return 1 / through
 
 
-def _bound(name: str, nbytes: int, gb_per_second: float) -> Bound:
-    return Bound(name, nbytes, nbytes / gb_per_second / 1e9)
+def _seconds(bound: Bound) -> float:
+    return bound.seconds
 
 
-def _rate(rates: Rates, jobs: int, threads: int) -> float:
-    """Return the GB/s of `jobs` threads, measured with 1 and with `threads`."""
-    return rates.all if jobs >= threads else min(rates.one * jobs, max(rates.one, rates.all))
+def _bound(what: tuple[str, int], rates: Rates, jobs: int) -> Bound:
+    """Return the bound of (name, nbytes) at these rates."""
+    name, nbytes = what
+    one = nbytes / rates.one / 1e9
+    return Bound(name, nbytes, max(nbytes / rates.all / 1e9, one / jobs), one)
 
 
-def _decode_seconds(work: Workload, figures: Figures, cores: int) -> tuple[float, tuple[str, ...]]:
-    """Return what all work but reading and writing takes, and what of it was not measured."""
-    seconds = 0.0
+def _decode(work: Workload, figures: Figures, jobs: int) -> tuple[Bound, tuple[str, ...]]:
+    """Return the bound of all work but reading and writing, and what of it was not measured."""
+    seconds = one = 0.0
     lacking = [*work.slow]
     for key, nbytes in work.work.items():
         rates = figures.rate(key)
         if rates is None:
             lacking.append(key)
         else:
-            seconds += nbytes / _rate(rates, cores, figures.threads) / 1e9
-    return seconds, tuple(sorted(lacking))
+            found = _bound((key, nbytes), rates, jobs)
+            seconds, one = seconds + found.seconds, one + found.one
+    return Bound(DECODE, work.written_nbytes, seconds, one), tuple(sorted(lacking))
 
 
-def _memory(work: Workload, figures: Figures, cores: int) -> Bound:
+def _memory(work: Workload, figures: Figures, jobs: int) -> Bound:
     """Return the time of all bytes that pass between processor, disks and memory, at its speed."""
-    rates = figures.rate(roof_key(_COPIED_BITS))
     once = work.read_nbytes + 2 * work.written_nbytes  # decoded, digested, fetched by the disk
     moved = once + sum(
         nbytes * (2 if key in (COPY, TRANSPOSE) else 1)
         for key, nbytes in work.work.items()
         if key != DIGEST
     )
+    rates = figures.rate(roof_key(_COPIED_BITS))
     if rates is None:
-        return Bound(MEMORY, moved, 0.0)
-    return _bound(MEMORY, moved, 2 * _rate(rates, cores, figures.threads))
+        return Bound(MEMORY, moved, 0.0, 0.0)
+    return _bound((MEMORY, moved), Rates(MEMORY, 2 * rates.one, 2 * rates.all), jobs)

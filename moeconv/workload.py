@@ -14,6 +14,8 @@ from moeconv.plan import Plan
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Weight
 
+VALUE_BITS = 16  # turning takes its time per value: it is counted as if each had so many
+
 
 class Workload(NamedTuple):
     """Bytes that a conversion reads and writes, and those of each kind of work by key of rates.
@@ -47,12 +49,13 @@ def workload_of(plan: Plan, tasks: Sequence[Task], files: frozenset[int]) -> Wor
                     known = weight.codec in KERNELS
                     (work if known else slow)[rate_key(weight.codec, weight.params)] += nbytes
                     if known and weight.transposed:  # decoded as stored, then turned
-                        work[TRANSPOSE] += nbytes
+                        work[TRANSPOSE] += rows * weight.cols * VALUE_BITS // 8
         for region, draft in zip(regions, drafts, strict=True):
             written += region.nbytes
             kind = _assembly(region, draft, [plan.weights[one.weight] for one in task.members])
             if kind:
-                work[kind] += _area(region) * DTYPE_BITS[draft.decoded] // 8
+                bits = VALUE_BITS if kind == TRANSPOSE else DTYPE_BITS[draft.decoded]
+                work[kind] += _area(region) * bits // 8
     work[DIGEST] += written
     return Workload(round(read), written, dict(work), dict(slow))
 

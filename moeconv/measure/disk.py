@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,16 +68,19 @@ def workplace(directory: Path, effort: Effort) -> Iterator[Path]:
     Refused where it cannot be made, or where the disk has too little room.
     """
     check_space(directory, effort.nbytes + BESIDE_NBYTES)
-    try:
-        made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=directory)
-    except OSError as error:
-        raise Refused(
-            f"cannot write here: {error.strerror}",
-            where=str(directory),
-            hint="--dst names a directory on the disk that outputs will go to",
-        ) from error
-    with made as name:
-        yield Path(name)
+    place = directory / f"{PREFIX}{secrets.token_hex(8)}"
+    try:  # before it is made: a signal may come at any moment
+        try:
+            place.mkdir(mode=0o700)
+        except OSError as error:
+            raise Refused(
+                f"cannot write here: {error.strerror}",
+                where=str(directory),
+                hint="--dst names a directory on the disk that outputs will go to",
+            ) from error
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def measure_writes(directory: Path, effort: Effort) -> tuple[Rates, bool]:

@@ -20,6 +20,7 @@ from moeconv.kernels.cpu.roofline import OUTPUT_BITS, ROOFS, read_nbytes, roof_b
 from moeconv.measure.cases import Case, Draw, Tile
 from moeconv.measure.figures import COPY, DIGEST, TRANSPOSE, Rates
 
+TURNED_COLS = 2880  # of gpt-oss
 Work = Callable[[int], object]  # on the tile of an index
 
 
@@ -135,7 +136,11 @@ def _copy(source: Array, out: Array) -> None:
 
 
 def _transpose(source: Array, out: Array) -> None:
-    copy_into(out.reshape(out.shape[::-1]), source.T)
+    """Turn a matrix of TURNED_COLS columns: at a power of two its rows would share cache sets."""
+    cols = min(TURNED_COLS, source.size)
+    whole = source.size // cols * cols
+    taken, given = source.reshape(-1)[:whole], out.reshape(-1)[:whole]
+    copy_into(given.reshape(cols, -1), taken.reshape(-1, cols).T)
 
 
 # What a conversion does beside decoding: title, and the work on arrays [rows, cols] of 16 bits.

@@ -24,7 +24,7 @@ class Effort:
 
     kernels: KernelEffort = field(default_factory=KernelEffort)
     disk: DiskEffort = field(default_factory=DiskEffort)
-    starts: int = 2
+    starts: int = 4
 
 
 def measure(directory: Path, source: Sequence[Path], effort: Effort, say: Say) -> Figures:

@@ -108,10 +108,10 @@ def test_a_broken_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_directory_that_cannot_be_written_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_arguments: object, **_options: object) -> str:
+    def refuse(*_arguments: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     refused = pytest.raises(Refused, match="Permission denied")
     with refused as caught, disk.workplace(tmp_path, EFFORT):
         pass

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from moeconv.measure.figures import (
     COPY,
     DIGEST,
     TRANSPOSE,
+    Device,
     Disk,
     Figures,
     Rates,
+    find_rates,
     roof_key,
 )
 from moeconv.workload import Workload
 
 READ, WRITE, DECODE, MEMORY = "disk read", "disk write", "decode", "memory"
-START = "start"
+START, UP, DEVICE, DOWN = "start", "to the device", "device", "from the device"
 _COPIED_BITS = 16  # of the roofline that reads as much as it writes
 
 
@@ -50,28 +52,37 @@ class Estimate(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The disks that a conversion reads and writes, and how many tasks are in flight."""
+    """The disks that a conversion reads and writes, how many tasks are in flight, and the GPUs.
+
+    `cards` of them, all as `device` is; without any the CPU decodes.
+    """
 
     source: Disk
     output: Disk
     jobs: int
+    device: Device | None = None
+    cards: int = 0
 
 
 def estimate(work: Workload, figures: Figures, place: Place) -> Estimate | None:
-    """Return how long the work takes; None where one of the disks was not measured.
+    """Return how long the work takes; None where a disk or the GPU was not measured.
 
     The source is taken to be on its disk, not in the page cache.
     """
     read, write = place.source.read, place.output.write
-    if read is None or write is None:
+    if read is None or write is None or (place.cards and place.device is None):
         return None
-    jobs = place.jobs
-    start = Bound(START, 0, figures.start_seconds, figures.start_seconds)
-    decode, lacking = _decode(work, figures, jobs)
+    jobs, device = place.jobs, place.device
+    seconds = device.start_seconds if device else figures.start_seconds
+    start = Bound(START, 0, seconds, seconds)
+    decode, lacking = _work((DECODE, work.written_nbytes), work.work, figures.rates, jobs)
+    there, lacking_there = _device(work, device, place) if device else ((), ())
+    lacking = tuple(sorted({*work.slow, *lacking, *lacking_there}))
     working = (
         _bound((READ, work.read_nbytes), read, jobs),
         _bound((WRITE, work.written_nbytes), write, jobs),
         decode,
+        *there,
     )
     memory = _memory(work, figures, jobs)
     bounds = (start, *working, memory)
@@ -108,29 +119,50 @@ def _bound(what: tuple[str, int], rates: Rates, jobs: int) -> Bound:
     return Bound(name, nbytes, max(nbytes / rates.all / 1e9, one / jobs), one)
 
 
-def _decode(work: Workload, figures: Figures, jobs: int) -> tuple[Bound, tuple[str, ...]]:
-    """Return the bound of all work but reading and writing, and what of it was not measured."""
+def _work(
+    what: tuple[str, int], work: Mapping[str, int], rates: Mapping[str, Rates], jobs: int
+) -> tuple[Bound, tuple[str, ...]]:
+    """Return the bound of kinds of work done one after another, and which were not measured."""
     seconds = one = 0.0
-    lacking = [*work.slow]
-    for key, nbytes in work.work.items():
-        rates = figures.rate(key)
-        if rates is None:
+    lacking = []
+    for key, nbytes in work.items():
+        rate = find_rates(rates, key)
+        if rate is None:
             lacking.append(key)
         else:
-            found = _bound((key, nbytes), rates, jobs)
+            found = _bound((key, nbytes), rate, jobs)
             seconds, one = seconds + found.seconds, one + found.one
-    return Bound(DECODE, work.written_nbytes, seconds, one), tuple(sorted(lacking))
+    return Bound(*what, seconds, one), tuple(lacking)
+
+
+def _device(
+    work: Workload, device: Device, place: Place
+) -> tuple[tuple[Bound, ...], tuple[str, ...]]:
+    """Return the bounds of GPUs that share the work, and which kernels were not measured."""
+    cards = place.cards
+    rates = {key: one._replace(all=one.one * cards) for key, one in device.rates.items()}
+    moved = sum(work.device.values())
+    kernels, lacking = _work((DEVICE, moved), work.device, rates, place.jobs)
+    up = Rates(UP, device.up, device.up * cards)
+    down = Rates(DOWN, device.down, device.down * cards)
+    bounds = (
+        _bound((UP, work.up_nbytes), up, place.jobs),
+        kernels,
+        _bound((DOWN, work.down_nbytes), down, place.jobs),
+    )
+    return bounds, lacking
 
 
 def _memory(work: Workload, figures: Figures, jobs: int) -> Bound:
     """Return the time of all bytes that pass between processor, disks and memory, at its speed."""
     once = work.read_nbytes + 2 * work.written_nbytes  # decoded, digested, fetched by the disk
+    once += work.down_nbytes
     moved = once + sum(
         nbytes * (2 if key in (COPY, TRANSPOSE) else 1)
         for key, nbytes in work.work.items()
         if key != DIGEST
     )
-    rates = figures.rate(roof_key(_COPIED_BITS))
+    rates = find_rates(figures.rates, roof_key(_COPIED_BITS))
     if rates is None:
         return Bound(MEMORY, moved, 0.0, 0.0)
     return _bound((MEMORY, moved), Rates(MEMORY, 2 * rates.one, 2 * rates.all), jobs)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from moeconv.decoding import is_copy
+from moeconv.device.ways import CPU, KERNEL, way_of
 from moeconv.kernels.cpu import KERNELS
 from moeconv.layouts.base import Draft
 from moeconv.measure.figures import COPY, DIGEST, TRANSPOSE, rate_key
@@ -21,43 +22,88 @@ class Workload(NamedTuple):
     """Bytes that a conversion reads and writes, and those of each kind of work by key of rates.
 
     `slow`: output bytes of codecs without a kernel, which take their reference.
+    `device`: what of the work a GPU does, by key; `up_nbytes`, `down_nbytes`: what goes there and
+    comes back for it.
     """
 
     read_nbytes: int
     written_nbytes: int
     work: Mapping[str, int]
     slow: Mapping[str, int]
+    device: Mapping[str, int] = {}
+    up_nbytes: int = 0
+    down_nbytes: int = 0
 
 
-def workload_of(plan: Plan, tasks: Sequence[Task], files: frozenset[int]) -> Workload:
-    """Return what the tasks of a plan do for these of its files, decoding on the CPU."""
-    read, written = 0.0, 0
-    work: Counter[str] = Counter()
-    slow: Counter[str] = Counter()
-    for task in tasks:
-        regions = [region for region in task.regions if region.file in files]
-        if not regions:
-            continue
-        drafts = [plan.files[one.file].tensors[one.tensor].draft for one in regions]
-        for member in task.members:
-            weight = plan.weights[member.weight]
-            rows = member.rows.length
-            read += _slot_nbytes(weight) * rows / max(weight.rows, 1)
+class _Tally:
+    """A workload while tasks are added to it."""
+
+    def __init__(self, plan: Plan, gpu: bool) -> None:
+        self._plan = plan
+        self._gpu = gpu
+        self.read = self.up = 0.0
+        self.written = self.down = 0
+        self.work: Counter[str] = Counter()
+        self.slow: Counter[str] = Counter()
+        self.device: Counter[str] = Counter()
+
+    def add(self, task: Task, regions: Sequence[Region]) -> None:
+        """Add what a task does for these of its regions."""
+        drafts = [self._plan.files[one.file].tensors[one.tensor].draft for one in regions]
+        weights = [self._plan.weights[one.weight] for one in task.members]
+        for member, weight in zip(task.members, weights, strict=True):
+            stored = _slot_nbytes(weight) * member.rows.length / max(weight.rows, 1)
+            self.read += stored
             for dtype in {draft.decoded for draft in drafts}:
                 if not is_copy(weight, dtype):
-                    nbytes = rows * weight.cols * DTYPE_BITS[dtype] // 8
-                    known = weight.codec in KERNELS
-                    (work if known else slow)[rate_key(weight.codec, weight.params)] += nbytes
-                    if known and weight.transposed:  # decoded as stored, then turned
-                        work[TRANSPOSE] += rows * weight.cols * VALUE_BITS // 8
+                    elements = member.rows.length * weight.cols
+                    self._decode(weight, elements, elements * DTYPE_BITS[dtype] // 8, stored)
+        turned = any(draft.transposed for draft in drafts)
         for region, draft in zip(regions, drafts, strict=True):
-            written += region.nbytes
-            kind = _assembly(region, draft, [plan.weights[one.weight] for one in task.members])
-            if kind:
-                bits = VALUE_BITS if kind == TRANSPOSE else DTYPE_BITS[draft.decoded]
-                work[kind] += _area(region) * bits // 8
-    work[DIGEST] += written
-    return Workload(round(read), written, dict(work), dict(slow))
+            self.written += region.nbytes
+            if draft.constant is None:
+                weight = weights[region.rects[0].member]
+                self._assemble(region, draft, weight, turned and self._on_device(weight))
+
+    def _on_device(self, weight: Weight) -> bool:
+        return self._gpu and way_of(weight) != CPU
+
+    def _decode(self, weight: Weight, elements: int, nbytes: int, stored: float) -> None:
+        key = rate_key(weight.codec, weight.params)
+        if self._on_device(weight):
+            self.up, self.down = self.up + stored, self.down + nbytes
+            (self.device if way_of(weight) == KERNEL else self.slow)[key] += nbytes
+        elif weight.codec not in KERNELS:
+            self.slow[key] += nbytes
+        else:
+            self.work[key] += nbytes
+            if weight.transposed:  # decoded as stored, then turned
+                self.work[TRANSPOSE] += elements * VALUE_BITS // 8
+
+    def _assemble(self, region: Region, draft: Draft, weight: Weight, laid: bool) -> None:
+        kind = _assembly(region, draft, weight, laid)
+        bits = VALUE_BITS if kind == TRANSPOSE else DTYPE_BITS[draft.decoded]
+        nbytes = _area(region) * bits // 8
+        if draft.encode and self._gpu:
+            self.up, self.down = self.up + nbytes, self.down + region.nbytes
+            self.device[kind] += nbytes
+        elif kind:
+            self.work[kind] += nbytes
+
+
+def workload_of(
+    plan: Plan, tasks: Sequence[Task], files: frozenset[int], *, gpu: bool = False
+) -> Workload:
+    """Return what the tasks of a plan do for these of its files, decoding on a GPU or the CPU."""
+    tally = _Tally(plan, gpu)
+    for task in tasks:
+        if regions := [region for region in task.regions if region.file in files]:
+            tally.add(task, regions)
+    work = {**tally.work, DIGEST: tally.written}
+    up = round(tally.up)
+    return Workload(
+        round(tally.read), tally.written, work, tally.slow, tally.device, up, tally.down
+    )
 
 
 def _slot_nbytes(weight: Weight) -> float:
@@ -70,17 +116,17 @@ def _area(region: Region) -> int:
     return sum(rect.rows.length * rect.cols.length for rect in region.rects)
 
 
-def _assembly(region: Region, draft: Draft, weights: Sequence[Weight]) -> str:
-    """Return the key of what makes a region's bytes of decoded values; "" where they lie as is."""
+def _assembly(region: Region, draft: Draft, weight: Weight, laid: bool) -> str:
+    """Return the key of what makes a region's bytes of decoded values; "" where they lie as is.
+
+    `laid`: they were decoded along columns.
+    """
     if draft.encode:
         return draft.encode
-    if draft.constant is not None:
-        return ""
-    rect = region.rects[0]
-    weight = weights[rect.member]
-    turned = draft.transposed != (weight.transposed and is_copy(weight, draft.dtype))
-    if turned:
+    copied = is_copy(weight, draft.dtype)
+    if draft.transposed != (weight.transposed if copied else laid):
         return TRANSPOSE
+    rect = region.rects[0]
     lines, wanted = (
         (rect.rows.length, weight.rows) if draft.transposed else (rect.cols.length, weight.cols)
     )

@@ -6,8 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from moeconv.estimate import DECODE, MEMORY, READ, START, WRITE, Bound, Place, estimate, together
-from moeconv.measure.figures import Disk, Figures, Rates
+from moeconv.estimate import (
+    DECODE,
+    DEVICE,
+    DOWN,
+    MEMORY,
+    READ,
+    START,
+    UP,
+    WRITE,
+    Bound,
+    Place,
+    estimate,
+    together,
+)
+from moeconv.measure.figures import Device, Disk, Figures, Rates
 from moeconv.workload import Workload
 
 GB = 10**9
@@ -130,3 +143,41 @@ def test_what_was_not_measured_is_named() -> None:
     assert found is not None
     assert found.lacking == ("ggml IQ2_XS", "nf4")
     assert found.seconds == pytest.approx(seconds())
+
+
+GPU = Device(3.0, 20.0, 25.0, 3000.0, {"mxfp4": Rates("MXFP4", 500.0, 500.0)})
+ON_GPU = WORK._replace(
+    work={"digest": 8 * GB}, device={"mxfp4": 8 * GB}, up_nbytes=2 * GB, down_nbytes=8 * GB
+)
+
+
+@pytest.mark.parametrize("cards", [1, 4])
+def test_gpus_share_what_they_decode(cards: int) -> None:
+    found = estimate(ON_GPU, FIGURES, PLACE._replace(device=GPU, cards=cards, jobs=MANY))
+    assert found is not None
+    seconds = {bound.name: bound.seconds for bound in found.bounds}
+    assert seconds[UP] == pytest.approx(2 / 20 / cards)
+    assert seconds[DEVICE] == pytest.approx(8 / 500 / cards)
+    assert seconds[DOWN] == pytest.approx(8 / 25 / cards)
+    assert seconds[DECODE] == pytest.approx(8 / 40)
+    assert (found.limit.name, found.seconds) == (WRITE, pytest.approx(3 + 4, rel=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("device", "limit"),
+    [
+        (GPU._replace(up=0.1), UP),
+        (GPU._replace(down=0.5), DOWN),
+        (GPU._replace(rates={"mxfp4": Rates("MXFP4", 0.5, 0.5)}), DEVICE),
+    ],
+)
+def test_a_gpu_can_be_the_limit(device: Device, limit: str) -> None:
+    found = estimate(ON_GPU, FIGURES, PLACE._replace(device=device, cards=1))
+    assert found is not None and found.limit.name == limit
+
+
+def test_a_gpu_that_was_not_measured() -> None:
+    assert estimate(ON_GPU, FIGURES, PLACE._replace(cards=1)) is None
+    other = GPU._replace(rates={})
+    found = estimate(ON_GPU, FIGURES, PLACE._replace(device=other, cards=1))
+    assert found is not None and found.lacking == ("mxfp4",)

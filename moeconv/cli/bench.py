@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +12,14 @@ from moeconv.cli.convert import Stop, handled_signals
 from moeconv.cli.options import DEVICE, JOBS, RUNNING, SRC, Row, shape_options
 from moeconv.cli.plan import make_plan, make_resources
 from moeconv.cli.tables import Printer
-from moeconv.errors import UsageError
+from moeconv.errors import Refused, UsageError
 from moeconv.types import Json
 
 if TYPE_CHECKING:
+    from moeconv.device.choose import Wanted
+    from moeconv.device.speed import Effort as DeviceEffort
     from moeconv.estimate import Estimate
-    from moeconv.measure.figures import Disk, Figures, Rates
+    from moeconv.measure.figures import Device, Disk, Figures, Rates
     from moeconv.measure.machine import Effort
     from moeconv.plan import Plan
 
@@ -42,13 +45,14 @@ WRITERS = 8  # of the disk at most; as many as tasks in flight where those are f
 
 
 class Measured(NamedTuple):
-    """What a run found; `kept`: the file that plan reads it from."""
+    """What a run found; `kept`: the file that plan reads it from; `note`: what was left out."""
 
     figures: Figures
     kept: Path | None
     directory: Path
     plan: Plan | None
     estimate: Estimate | None
+    note: str
 
 
 class Said:
@@ -101,14 +105,13 @@ def bench_command(values: Mapping[str, Json]) -> int:
 
 
 def _measure(values: Mapping[str, Json]) -> Measured:
-    if "src" not in values and (
-        given := [*shape_options(values), *(name for name in ("config",) if name in values)]
-    ):
-        option = given[0].replace("_", "-")
-        raise UsageError(f"--{option} goes with a SRC", hint="moeconv bench SRC with it")
-    plan = make_plan(values) if "src" in values else None
+    alone = "src" not in values
+    for name in (*shape_options(values), "config"):
+        if alone and name in values:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} goes with a SRC", hint="moeconv bench SRC with it")
+    plan = None if alone else make_plan(values)
 
-    from moeconv.cli.estimate_report import estimate_plan
     from moeconv.device.choose import wanted_device
     from moeconv.measure.disk import nearest_directory
     from moeconv.measure.machine import measure
@@ -118,17 +121,75 @@ def _measure(values: Mapping[str, Json]) -> Measured:
 
     resources = make_resources(values)
     jobs = choose_limits(resources).jobs
-    wanted_device(resources.device, resources.vram_nbytes)
+    wanted = wanted_device(resources.device, resources.vram_nbytes)
     directory = nearest_directory(Path(values.get("dst", ".")))
     sources = list(plan.model.source.files.values()) if plan else []
+    effort = choose_effort(cpu_count(), jobs)
     say = Said(bool(values.get("json") or values.get("quiet")))
     try:
-        figures = measure(directory, sources, choose_effort(cpu_count(), jobs), say)
+        devices, note = measure_devices(wanted, directory, effort, say)
+        figures = measure(directory, sources, effort, say)
     finally:
         say("", "")
+    figures = replace(figures, devices=devices)
     kept = save_figures(figures)
-    found = estimate_plan(plan, directory, figures, jobs) if plan else None
-    return Measured(figures, kept, directory, plan, found)
+    found = _estimate(plan, directory, figures, (wanted, jobs)) if plan else None
+    return Measured(figures, kept, directory, plan, found, note)
+
+
+def measure_devices(
+    wanted: Wanted, directory: Path, effort: Effort, say: Said
+) -> tuple[dict[str, Device], str]:
+    """Return what the GPU that may be used does, and why none is measured that is there.
+
+    One stands for all: those of a machine are alike. Refused for one that cannot be used.
+    """
+    if not wanted.cards:
+        return {}, ""
+    card = wanted.cards[0]
+    try:
+        from moeconv.device.open import open_gpus
+
+        open_gpus([card], wanted.vram_nbytes, halve=False).close()
+    except (Refused, ImportError) as error:
+        if wanted.insist:
+            raise
+        return {}, f"{card.name} is not measured: {error}".splitlines()[0]
+    import torch
+
+    from moeconv.device.speed import measure_device
+    from moeconv.measure.disk import workplace
+    from moeconv.measure.start import start_seconds
+
+    name = f"cuda:{card.number}"
+    say("the device", "start-up")
+    with workplace(directory, effort.disk) as place:
+        seconds = start_seconds(place, effort.starts, name)
+    return {card.name: measure_device(torch.device(name), seconds, choose_device_effort(), say)}, ""
+
+
+def choose_device_effort() -> DeviceEffort:
+    """Return how much a GPU runs."""
+    from moeconv.device.speed import Effort as DeviceEffort
+
+    return DeviceEffort()
+
+
+def _estimate(
+    plan: Plan, directory: Path, figures: Figures, given: tuple[Wanted, int]
+) -> Estimate | None:
+    """Return the estimate of a plan on the GPUs that convert would use, of so many tasks."""
+    from moeconv.cli.estimate_report import Means, estimate_plan
+    from moeconv.device.choose import uses_gpus
+    from moeconv.device.ways import decoded_by
+    from moeconv.tasks import build_tasks
+
+    wanted, jobs = given
+    tasks = build_tasks(plan.weights, plan.files)
+    usable = wanted.cards if figures.devices else ()
+    decoded = decoded_by(tasks, plan.weights, plan.files) if usable else None
+    cards = usable if uses_gpus(wanted, decoded) else ()
+    return estimate_plan(plan, tasks, figures, Means(directory, jobs, cards))
 
 
 def describe(measured: Measured) -> dict[str, Json]:
@@ -146,6 +207,7 @@ def describe(measured: Measured) -> dict[str, Json]:
         "source": str(plan.model.source.root) if plan else None,
         "layout": plan.options.layout if plan else None,
         "estimate": describe_estimate(measured.estimate) if measured.estimate else None,
+        "note": measured.note,
     }
 
 
@@ -169,9 +231,33 @@ def print_measured(measured: Measured, printer: Printer) -> None:
         heads = (f"{title}: GB/s of output", ">1 thread", f">{threads} threads", ">times as much")
         roofs = (">of the roofline", f">with {threads}") if any(one.roof for one in rows) else ()
         printer.table((*heads, *roofs), [_cells(one)[: 4 + len(roofs)] for one in rows])
+    for name, device in figures.devices.items():
+        _print_device(name, device, printer)
+    if measured.note:
+        printer.warn(measured.note)
     if measured.estimate:
         printer.line()
         print_estimate(measured.estimate, printer)
+
+
+def _print_device(name: str, device: Device, printer: Printer) -> None:
+    printer.line()
+    printer.table(
+        (f"{name}: GB/s", ">"),
+        [
+            ("host to device", f"{device.up:.1f}"),
+            ("device to host", f"{device.down:.1f}"),
+            ("copy on it, read and written", f"{device.copy:.0f}"),
+        ],
+    )
+    printer.line()
+    printer.table(
+        ("its kernels: GB/s of output", ">", ">of the copy's bytes"),
+        [
+            (one.title, f"{one.one:.0f}", f"{one.one / one.roof:.0%}")
+            for one in device.rates.values()
+        ],
+    )
 
 
 def _tables(figures: Figures) -> list[tuple[str, list[Rates]]]:

@@ -5,14 +5,29 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from moeconv.cli.tables import Printer
 from moeconv.convert import chosen_files
-from moeconv.estimate import DECODE, MEMORY, READ, START, WRITE, Bound, Estimate, Place, estimate
+from moeconv.device.driver import Card
+from moeconv.estimate import (
+    DECODE,
+    DEVICE,
+    DOWN,
+    MEMORY,
+    READ,
+    START,
+    UP,
+    WRITE,
+    Bound,
+    Estimate,
+    Place,
+    estimate,
+)
 from moeconv.measure.disk import disk_id
 from moeconv.measure.figures import Disk, Figures
 from moeconv.plan import Plan
-from moeconv.tasks import Task, build_tasks
+from moeconv.tasks import Task
 from moeconv.types import Json
 from moeconv.workload import workload_of
 
@@ -22,20 +37,31 @@ LIMITS: Mapping[str, str] = {
     WRITE: "the disk's writing at {rate} is the limit",
     DECODE: "decoding at {rate} of output is the limit",
     MEMORY: "memory at {rate} is the limit",
+    UP: "copying to the GPU at {rate} is the limit",
+    DEVICE: "the GPU's decoding at {rate} of output is the limit",
+    DOWN: "copying from the GPU at {rate} is the limit",
 }
 _UNITS = (("h", 3600.0), ("min", 60.0))
 
 
+class Means(NamedTuple):
+    """What a run may use: where to write, tasks in flight, the GPUs that decode."""
+
+    dst: Path
+    jobs: int
+    cards: tuple[Card, ...]
+
+
 def estimate_plan(
-    plan: Plan, dst: Path, figures: Figures, jobs: int, tasks: Sequence[Task] | None = None
+    plan: Plan, tasks: Sequence[Task], figures: Figures, means: Means
 ) -> Estimate | None:
-    """Return how long a plan takes in `dst`; None where a disk was not measured."""
-    if tasks is None:
-        tasks = build_tasks(plan.weights, plan.files)
-    work = workload_of(plan, tasks, frozenset(chosen_files(plan)))
+    """Return how long a plan takes; None where a disk or the GPU was not measured."""
+    cards = means.cards
+    work = workload_of(plan, tasks, frozenset(chosen_files(plan)), gpu=bool(cards))
     origin = next(iter(plan.model.source.files.values()))
-    source, output = (figures.disks.get(disk_id(path), Disk()) for path in (origin, dst))
-    return estimate(work, figures, Place(source, output, jobs))
+    source, output = (figures.disks.get(disk_id(path), Disk()) for path in (origin, means.dst))
+    device = figures.devices.get(cards[0].name) if cards else None
+    return estimate(work, figures, Place(source, output, means.jobs, device, len(cards)))
 
 
 def describe_estimate(found: Estimate) -> dict[str, Json]:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from moeconv.cli.estimate_report import describe_estimate, estimate_plan
+from moeconv.cli.estimate_report import Means, describe_estimate, estimate_plan
 from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
 from moeconv.device.choose import uses_gpus, wanted_device
@@ -50,6 +50,9 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     cards = wanted.cards if uses_gpus(wanted, decoded) else ()
     floor = check_memory(tasks, plan.weights, plan.files)
     figures = load_figures()
+    # Without --device cuda a GPU that bench could not use is one that convert will not use.
+    known = wanted.insist or (figures and all(card.name in figures.devices for card in cards))
+    means = Means(dst, limits.jobs, cards if known else ())
     return Needs(
         tasks=len(tasks),
         floor_nbytes=memory_for(floor),
@@ -59,7 +62,7 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
         reserved_nbytes=_reserved(plan, dst),
         free_nbytes=free_bytes(dst),
         devices=tuple(f"cuda:{card.number} {card.name}" for card in cards) or ("cpu",),
-        estimate=estimate_plan(plan, dst, figures, limits.jobs, tasks) if figures else None,
+        estimate=estimate_plan(plan, tasks, figures, means) if figures else None,
     )
 
 

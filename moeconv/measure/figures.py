@@ -11,7 +11,7 @@ from moeconv.types import Json, Params
 
 T = TypeVar("T")
 
-FORMAT = 1  # of the JSON values
+FORMAT = 2  # of the JSON values
 
 # Rows of `Figures.rates` that are no codec: what every conversion does to the bytes it writes.
 WORKS = (COPY, TRANSPOSE, DIGEST) = ("copy", "transpose", "digest")
@@ -58,9 +58,23 @@ class Disk(NamedTuple):
         return self._replace(read=self.read or before.read)
 
 
+class Device(NamedTuple):
+    """GB/s of a GPU: host memory to it and back, bytes read and written of a copy on it, kernels.
+
+    `start_seconds`: of a conversion of next to nothing that uses it. A kernel's roofline is a copy
+    of as many bytes as it reads and writes.
+    """
+
+    start_seconds: float
+    up: float
+    down: float
+    copy: float
+    rates: Mapping[str, Rates]
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything that was measured; `disks` by `disk_id`.
+    """Everything that was measured; `disks` by `disk_id`, `devices` by name.
 
     `start_seconds`: of a conversion of next to nothing.
     """
@@ -69,17 +83,19 @@ class Figures:
     start_seconds: float = 0.0
     rates: Mapping[str, Rates] = field(default_factory=dict)
     disks: Mapping[str, Disk] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
 
-    def rate(self, key: str) -> Rates | None:
-        """Return the rates of a key; those of the codec's slowest other variant if it has none.
 
-        None where neither was measured.
-        """
-        exact, codec = self.rates.get(key), key.partition(" ")[0]
-        if exact is not None or codec in _APART:
-            return exact
-        others = [rates for name, rates in self.rates.items() if name.partition(" ")[0] == codec]
-        return min(others, key=lambda rates: rates.all, default=None)
+def find_rates(rates: Mapping[str, Rates], key: str) -> Rates | None:
+    """Return the rates of a key; those of the codec's slowest other variant if it has none.
+
+    None where neither was measured.
+    """
+    exact, codec = rates.get(key), key.partition(" ")[0]
+    if exact is not None or codec in _APART:
+        return exact
+    others = [one for name, one in rates.items() if name.partition(" ")[0] == codec]
+    return min(others, key=lambda one: one.all, default=None)
 
 
 def rate_key(codec: str, params: Params) -> str:
@@ -110,6 +126,11 @@ def as_json(figures: Figures) -> Json:
             }
             for key, disk in figures.disks.items()
         },
+        "devices": {
+            key: device._asdict()
+            | {"rates": {name: rates._asdict() for name, rates in device.rates.items()}}
+            for key, device in figures.devices.items()
+        },
     }
 
 
@@ -123,6 +144,7 @@ def from_json(value: Json) -> Figures | None:
             _number(value["start_seconds"]),
             _mapped(value["rates"], _rates),
             _mapped(value["disks"], _disk),
+            _mapped(value["devices"], _device),
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -144,6 +166,14 @@ def _rates(value: Json) -> Rates:
 def _disk(value: Json) -> Disk:
     write, read = (_rates(value[name]) if value[name] else None for name in ("write", "read"))
     return Disk(write, read, _count(value["threads"]), bool(value["direct"]))
+
+
+def _device(value: Json) -> Device:
+    up, down, copy = speeds = [_number(value[name]) for name in ("up", "down", "copy")]
+    if not all(speeds):
+        raise ValueError("a speed of nothing")
+    rates = _mapped(value["rates"], _rates)
+    return Device(_number(value["start_seconds"]), up, down, copy, rates)
 
 
 def _count(value: Json) -> int:

@@ -11,10 +11,8 @@ from statistics import median
 from moeconv.demo import make_checkpoint
 from moeconv.errors import IOFailed
 
-REPEATS = 2
 
-
-def start_seconds(directory: Path, repeats: int = REPEATS) -> float:
+def start_seconds(directory: Path, repeats: int, device: str = "cpu") -> float:
     """Return the median seconds of `moeconv convert` of a checkpoint of a few megabytes.
 
     In processes of its own; one before them that is not counted compiles the kernels. Everything
@@ -22,11 +20,12 @@ def start_seconds(directory: Path, repeats: int = REPEATS) -> float:
     """
     source = directory / "checkpoint"
     make_checkpoint(source)
-    return median([_convert(source, directory / str(at)) for at in range(repeats + 1)][1:])
+    targets = [directory / f"{device}-{at}" for at in range(repeats + 1)]
+    return median([_convert(source, target, device) for target in targets][1:])
 
 
-def _convert(source: Path, target: Path) -> float:
-    words = ["-m", "moeconv", "convert", str(source), str(target), "--quiet"]
+def _convert(source: Path, target: Path, device: str) -> float:
+    words = ["-m", "moeconv", "convert", str(source), str(target), "--quiet", "--device", device]
     start = time.perf_counter()
     ran = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start

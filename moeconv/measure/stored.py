@@ -43,14 +43,15 @@ def load_figures() -> Figures | None:
 
 
 def save_figures(figures: Figures) -> Path | None:
-    """Keep figures, with those of other disks that were kept before; None where that fails."""
+    """Keep figures, with those kept before of other disks and GPUs; None where that fails."""
     path, before = stored_path(), load_figures()
     if path is None:
         return None
     disks = dict(before.disks if before else {})
     disks |= {name: one.over(disks.get(name, Disk())) for name, one in figures.disks.items()}
+    devices = {**(before.devices if before else {}), **figures.devices}
     try:
-        text = json.dumps(as_json(replace(figures, disks=disks)), indent=1)
+        text = json.dumps(as_json(replace(figures, disks=disks, devices=devices)), indent=1)
         write_small_file(path, text.encode() + b"\n")
     except IOFailed:  # a full disk: the next run measures again
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,13 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from moeconv.cli import bench
 from moeconv.cli.estimate_report import rough
 from moeconv.codecs.amx import FORMS
+from moeconv.device.driver import Card
+from moeconv.device.gpu import GpuDecoder
+from moeconv.errors import Refused
 from moeconv.kernels.cpu import KERNELS
 from moeconv.measure import disk, kernels, machine
 from moeconv.measure.cases import Tile
+from moeconv.measure.figures import Device, Rates
 from moeconv.store import space
 from tests.cli.runs import ROOT, Cli
 
@@ -35,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes seconds whatever the effort."""
-    monkeypatch.setattr(machine, "start_seconds", lambda directory, repeats: 0.5)
+    monkeypatch.setattr(machine, "start_seconds", lambda *_: 5.0)
 
 
 def test_bench_measures_and_plan_estimates(
@@ -81,7 +87,9 @@ def test_bench_tells_people(
     assert any(line.startswith(f"read {checkpoint}") for line in lines)
     (mxfp4,) = (line.split() for line in lines if line.startswith("MXFP4 "))
     assert len(mxfp4) == 6 and mxfp4[4].endswith("%")
-    assert lines[-1] == "estimate: about 0.5 s: starting and ending take most of it"
+    assert re.fullmatch(
+        r"estimate: about [0-9.]+ s: starting and ending take most of it", lines[-1]
+    )
     quiet = cli("bench", "-q")
     assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
 
@@ -134,6 +142,60 @@ def test_a_full_disk_is_refused(
     ran = cli("bench", "--dst", tmp_path, "--json")
     assert ran.code == 3
     assert "not enough disk space" in ran.json["error"]["what"]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Card:
+    """Pretend that there is a GPU: the CPU, on which Triton's kernels run interpreted."""
+    card = Card(0, "Some GPU", 80 << 30)
+    monkeypatch.setattr("moeconv.device.choose.cards", lambda: (card,))
+    monkeypatch.setattr(
+        "moeconv.device.open.open_gpus",
+        lambda cards, vram, halve: GpuDecoder([torch.device("cpu")], 1 << 20),
+    )
+    monkeypatch.setattr("moeconv.measure.start.start_seconds", lambda *_: 4.0)
+    found = Device(4.0, 50.0, 51.0, 4000.0, {"mxfp4": Rates("MXFP4", 900.0, 900.0, 1000.0, 1000.0)})
+    monkeypatch.setattr("moeconv.device.speed.measure_device", lambda *_: found)
+    return card
+
+
+def test_a_gpu_is_measured_and_estimated(
+    checkpoint: Path, tmp_path: Path, gpu: Card, quick: None, cli: Cli
+) -> None:
+    words = (checkpoint, "--device", "cuda")
+    found = cli("bench", *words, "--dst", tmp_path, "--json").json
+    assert found["figures"]["devices"][gpu.name]["up"] == 50.0
+    names = [bound["name"] for bound in found["estimate"]["bounds"]]
+    assert {"to the device", "device", "from the device"} <= set(names)
+    assert found["estimate"]["seconds"] > 4.0
+    planned = cli("plan", checkpoint, tmp_path / "dst", "--device", "cuda", "--json").json
+    assert planned["estimate"] == found["estimate"]
+    text = cli("bench", *words, "--dst", tmp_path).out
+    assert "Some GPU: GB/s" in text
+    assert any(line.split() == ["MXFP4", "900", "90%"] for line in text.splitlines())
+
+
+def test_a_gpu_that_cannot_be_used(
+    checkpoint: Path,
+    tmp_path: Path,
+    gpu: Card,
+    quick: None,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise Refused("torch cannot use it")
+
+    monkeypatch.setattr("moeconv.device.open.open_gpus", refuse)
+    refused = cli("bench", "--dst", tmp_path, "--device", "cuda")
+    assert (refused.code, "torch cannot use it" in refused.err) == (3, True)
+    found = cli("bench", "--dst", tmp_path, "--json").json
+    assert found["figures"]["devices"] == {}
+    assert found["note"] == "Some GPU is not measured: torch cannot use it"
+    monkeypatch.setattr("moeconv.device.choose.AUTO_NBYTES", 0)
+    dst = tmp_path / "dst"
+    assert cli("plan", checkpoint, dst, "--json").json["estimate"]["limit"] == "start"
+    assert cli("plan", checkpoint, dst, "--json", "--device", "cuda").json["estimate"] is None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

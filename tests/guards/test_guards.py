@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "moeconv.codecs",
         "moeconv.decoding",
         "moeconv.kernels",
+        "moeconv.measure",
         "moeconv.store",
         "moeconv.tasks",
         "moeconv.torch_dtypes",
@@ -71,7 +72,7 @@ RUNNING = tuple(f"moeconv.{name}" for name in ("execute", "distribute", "process
 NEVER_RUNNING = ("moeconv.families", "moeconv.layouts", "moeconv.cli")
 
 # What runs on a GPU; choosing one (device/choose.py) looks for it first and then imports these.
-USING_TORCH = tuple(f"moeconv.device.{name}" for name in ("gpu", "open", "pinned"))
+USING_TORCH = tuple(f"moeconv.device.{name}" for name in ("gpu", "open", "pinned", "speed"))
 # Heavy package -> the rooms that may import it at all, and those that may at module level.
 HEAVY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "torch": (

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from moeconv.measure import stored
-from moeconv.measure.figures import Disk, Figures, Rates, as_json, from_json, rate_key
+from moeconv.measure.figures import (
+    Device,
+    Disk,
+    Figures,
+    Rates,
+    as_json,
+    find_rates,
+    from_json,
+    rate_key,
+)
 from moeconv.types import Params
 
 DISK = Disk(Rates("write", 1.0, 2.0), Rates("read", 3.0, 4.0), 4, True)
@@ -24,6 +33,7 @@ FIGURES = Figures(
         "ggml Q4_K": Rates("ggml Q4_K", 5.0, 6.0),
     },
     disks={"a": DISK, "b": Disk(write=DISK.write)},
+    devices={"GPU": Device(2.0, 50.0, 51.0, 4000.0, {"mxfp4": Rates("MXFP4", 9.0, 9.0, 10.0)})},
 )
 
 
@@ -51,6 +61,7 @@ def damaged(change: Callable[[Any], object]) -> Any:
         lambda value: value["rates"]["gptq 4"].update(one=0),
         lambda value: value["rates"]["gptq 4"].update(all="fast"),
         lambda value: value["rates"]["gptq 4"].pop("roof"),
+        lambda value: value["devices"]["GPU"].update(up=0),
     ],
 )
 def test_what_is_no_figures_is_none(change: Callable[[Any], object]) -> None:
@@ -88,7 +99,7 @@ def test_keys_of_rates(codec: str, params: Params, key: str) -> None:
     ],
 )
 def test_a_variant_that_was_not_measured_takes_the_slowest_other(key: str, title: str) -> None:
-    found = FIGURES.rate(key)
+    found = find_rates(FIGURES.rates, key)
     assert (found.title if found else "") == title
 
 

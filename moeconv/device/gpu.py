@@ -16,7 +16,7 @@ from moeconv.codecs.base import Window
 from moeconv.decoding import decode_window, named
 from moeconv.device.arena import Arenas, Place, aligned_nbytes
 from moeconv.device.pinned import pinned_pages
-from moeconv.device.ways import CPU, KERNEL, way_of
+from moeconv.device.ways import CPU, KERNEL, REFERENCE, way_of
 from moeconv.errors import IOFailed
 from moeconv.kernels.cpu import Counts
 from moeconv.kernels.cpu.base import rows_of
@@ -53,17 +53,27 @@ class _Lane:
 
 
 class _Card:
-    """One device: its arena, lanes, and the one window at a time that a reference decodes."""
+    """One device: its arena and its lanes, one of them for references.
+
+    What a reference allocates is torch's own, which keeps it for the stream that had it: in one
+    lane it never is more than one window's.
+    """
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
         self.device = device
         self.memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        self.reference = threading.Lock()  # torch's own allocations are bounded one by one
         self._lanes: list[_Lane] = []
+        self._reference = _Lane(device)
+        self._alone = threading.Lock()
 
     @contextmanager
-    def lane(self) -> Iterator[_Lane]:
+    def lane(self, way: str) -> Iterator[_Lane]:
         """Lend a lane; there are as many as windows were ever in flight at once."""
+        if way == REFERENCE:
+            with self._alone:
+                yield self._reference
+                self._reference.wait()
+            return
         try:
             lane = self._lanes.pop()
         except IndexError:
@@ -139,7 +149,7 @@ class GpuDecoder:
         with self._arenas.lent(nbytes) as place, self._failures(place, weight.name):
             card = self._cards[place.card]
             room = _Room(card, place)
-            with card.lane() as lane, lane.use():
+            with card.lane(way) as lane, lane.use():
                 given = {
                     part: room.upload(array, _dtype(weight.parts[part].dtype, way))
                     for part, array in parts.items()
@@ -152,9 +162,7 @@ class GpuDecoder:
                 if way == KERNEL:
                     _by_kernel(weight, given, window, dtype, (target, counts))
                 else:
-                    with card.reference:
-                        _by_reference(weight, given, window, dtype, (target, counts))
-                        lane.wait()
+                    _by_reference(weight, given, window, dtype, (target, counts))
                 _bytes_of(flat).copy_(there.view(torch.uint8), non_blocking=True)
                 lane.counts.copy_(counts, non_blocking=True)
                 lane.wait()
@@ -167,7 +175,7 @@ class GpuDecoder:
         with self._arenas.lent(nbytes) as place, self._failures(place, form):
             card = self._cards[place.card]
             room = _Room(card, place)
-            with card.lane() as lane, lane.use():
+            with card.lane(KERNEL) as lane, lane.use():
                 stored = room.take(rows.memory.nbytes)
                 stored.copy_(_bytes_of(rows.memory), non_blocking=True)
                 given = stored.view(torch.int16).as_strided(values.shape, (rows.pitch // 2, 1))

@@ -92,11 +92,12 @@ def installed() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
-def moeconv(*arguments: str, cores: int = 0) -> Cost:
-    """Measure a command of moeconv."""
+def moeconv(*arguments: str, cores: int = 0, codes: Sequence[int] = (0,)) -> Cost:
+    """Measure a command of moeconv that ends with one of these exit codes."""
     code = (
         "from moeconv.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n"
+        f"    assert (stop.code or 0) in {tuple(codes)}, stop.code\n"
     )
     return run_telling(code, arguments, cores=cores).cost
 

@@ -174,8 +174,12 @@ def cool(root: Path) -> None:
 
 
 def fresh(folder: Path, run: Callable[[], Result]) -> Result:
-    """Run with `folder` removed before, so that every run does the whole work."""
+    """Run with `folder` removed before, so that every run does the whole work.
+
+    What the removal leaves to the disk (ext4 discards blocks later) is done before the run.
+    """
     shutil.rmtree(folder, ignore_errors=True)
+    os.sync()
     return run()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from math import floor, log10
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ WIDTH = 720
 ROW = 22  # height of a bar with its gap
 LABELS = 300  # width of the labels left of bars
 HEIGHT = 260  # of a picture of lines
-LEFT, RIGHT, TOP, BOTTOM = 56, 140, 36, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 170, 36, 40
 COLORS = ("#2f81f7", "#db6d28", "#3fb950", "#a371f7")
 GREY = "#8b949e"
-TICKS = 4
+TICKS = 5  # at most so many steps on an axis
 STYLE = (
     "<style>text{font:12px sans-serif;fill:#24292f}.title{font-weight:bold}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}}</style>"
@@ -86,6 +87,13 @@ def bars(
     return save(path, height + 8, heading, parts)
 
 
+def ticks(top: float) -> list[float]:
+    """Return round numbers from 0 to at most `top`: 1, 2 or 5 times a power of ten apart."""
+    power = 10.0 ** floor(log10(top / TICKS))
+    step = next(step for step in (1, 2, 5, 10) if step * power * TICKS >= top) * power
+    return [index * step for index in range(int(top / step) + 1)]
+
+
 def lines(
     path: Path, heading: str, series: Sequence[Line], unit: str, aim: Line | None = None
 ) -> list[str]:
@@ -99,12 +107,12 @@ def lines(
         return LEFT + point[0] * across, HEIGHT - BOTTOM - point[1] * up
 
     parts = []
-    for tick in range(TICKS + 1):
-        y, x = at((0, top * tick / TICKS))[1], at((right * tick / TICKS, 0))[0]
+    for tick in ticks(top):
+        y = at((0, tick))[1]
         parts.append(rule(LEFT, y, WIDTH - RIGHT, y))
-        parts.append(text(LEFT - 6, y + 4, f"{top * tick / TICKS:.2f}", anchor="end"))
-        shown = f"{right * tick / TICKS:.1f}"
-        parts.append(text(x, HEIGHT - BOTTOM + 16, shown, anchor="middle"))
+        parts.append(text(LEFT - 6, y + 4, f"{tick:.4g}", anchor="end"))
+    for tick in ticks(right):
+        parts.append(text(at((tick, 0))[0], HEIGHT - BOTTOM + 16, f"{tick:.4g}", anchor="middle"))
     parts.append(text(WIDTH - RIGHT, HEIGHT - 8, unit, anchor="end"))
     for index, line in enumerate(every):
         color, dashes = (GREY, ' stroke-dasharray="4 3"') if line is aim else (COLORS[index], "")

@@ -296,6 +296,7 @@ def test_plots_are_svg(tmp_path: Path) -> None:
     plots.lines(tmp_path / "l.svg", "t", [plots.Line("one", [(0, 0), (2, 1)])], "GB")
     (line,) = ElementTree.parse(tmp_path / "l.svg").iter(SVG + "polyline")
     (x0, y0), (x1, y1) = (map(float, at.split(",")) for at in str(line.get("points")).split())
+    assert plots.ticks(16.2) == [0, 5, 10, 15] and plots.ticks(2) == [0, 0.5, 1, 1.5, 2]
     assert (x0, x1) == (plots.LEFT, plots.WIDTH - plots.RIGHT) and y1 < y0
 
 

@@ -12,9 +12,10 @@ from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.gpu import kernel_of
 from moeconv.types import Params
-from tests.kernels.gpu_oracle import check
+from tests.kernels import gpu_oracle
+from tests.kernels.gpu_oracle import DEVICE, check
 from tests.kernels.int_parts import draw, order, scales
-from tests.kernels.test_cpu_ints import every_pair, packed
+from tests.kernels.test_cpu_ints import Made, every_pair, packed
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -89,16 +90,11 @@ def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
         kernel(parts, Window(0, 4, 0, 64), params, "BF16", out, counts)
 
 
-@pytest.mark.parametrize("given_order", [False, True])
-@pytest.mark.parametrize("zeros", [None, torch.int8, torch.int32])
-@pytest.mark.parametrize(
-    ("size", "group_size"), [((7, 200), 32), ((3, 33), -1), ((5, 40), 0), ((4, 70), 9)]
-)
-def test_int_quantized(
+def plain(
     size: tuple[int, int], group_size: int, zeros: torch.dtype | None, given_order: bool
-) -> None:
+) -> Made:
+    """Return the parts and parameters of an int-quantized weight; group_size 0: one for all."""
     rows, cols = size
-    given_order = given_order and group_size > 0
     groups = b.group_count(cols, group_size or b.ONE_GROUP)
     scale_rows = rows if group_size else 1
     parts = {
@@ -109,7 +105,7 @@ def test_int_quantized(
         bounds = torch.iinfo(zeros)  # any int32: beyond what float32 tells apart
         found = draw(2).integers(bounds.min, bounds.max + 1, (scale_rows, groups))
         found.flat[::2] //= 1 << 30 if zeros == torch.int32 else 1  # and near ones
-        found.flat[0] = bounds.min
+        found.flat[-1], found.flat[0] = bounds.max, bounds.min
         parts["weight_zero_point"] = torch.from_numpy(found).to(zeros)
     if given_order:
         parts["weight_g_idx"] = order(cols, groups).long()
@@ -120,4 +116,24 @@ def test_int_quantized(
         "act_order": given_order,
         "zeros": zeros is not None,
     }
-    check("int-quantized", parts, params)
+    return parts, params
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("given_order", [False, True])
+@pytest.mark.parametrize("zeros", [None, torch.int8, torch.int32])
+@pytest.mark.parametrize(
+    ("size", "group_size"), [((7, 200), 32), ((3, 33), -1), ((5, 40), 0), ((4, 70), 9)]
+)
+def test_int_quantized(
+    size: tuple[int, int],
+    group_size: int,
+    zeros: torch.dtype | None,
+    given_order: bool,
+    aligned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes are read four at a time where they begin at a multiple of four."""
+    if aligned:
+        monkeypatch.setattr(gpu_oracle, "on_device", lambda tensor: tensor.to(DEVICE))
+    check("int-quantized", *plain(size, group_size, zeros, given_order and group_size > 0))

@@ -15,6 +15,7 @@ from moeconv.kernels.gpu.base import check_out, check_part
 from moeconv.kernels.gpu.fields import EXPONENT, lifted, woven
 from moeconv.kernels.gpu.scaled import (
     SCALE_KINDS,
+    Tile,
     corner,
     highest_tame,
     launch_of,
@@ -27,6 +28,7 @@ from moeconv.types import Params
 
 NO_ZEROS = tl.constexpr(-0x77777778)  # a word of eights
 ACROSS = tl.constexpr(PER_WORD)
+TILE = Tile(64, 128, turned=False)  # words of 64 rows fill a sector of 32 bytes
 
 
 @triton.jit
@@ -103,7 +105,7 @@ def decode(
     check_part("scales", scales, ints.FLOATS, (groups.total, rows))
     check_part("zeros", zeros, (torch.int32,), (groups.total if packed else cols, units))
     tile = tile_of(out)
-    tile = tile._replace(rows=max(tile.rows, PER_WORD))
+    tile = tile if tile.turned else TILE
     _decode[tile.grid((rows, cols))](
         codes,
         scale_bits(scales),

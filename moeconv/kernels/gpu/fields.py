@@ -129,7 +129,11 @@ def fields(
     """Return int32 fields `index` of streams whose runs of ELEMENTS fields fill WORDS words."""
     begin = index % ELEMENTS * BITS
     at, shift = index // ELEMENTS * WORDS + (begin >> 5), begin & 31
-    stream = _wide(words, at, stride, there)
-    if WORDS > 1:
-        stream |= _wide(words, at + 1, stride, there & (shift + BITS > 32)) << 32
-    return ((stream >> shift.to(tl.uint64)) & ((1 << BITS) - 1)).to(tl.int32)
+    if WORDS == 1:
+        found = (_word(words, at, stride, there) >> shift.to(tl.int32)) & ((1 << BITS) - 1)
+    else:
+        low = _wide(words, at, stride, there)
+        high = _wide(words, at + 1, stride, there & (shift + BITS > 32))
+        stream = (low | (high << 32)) >> shift.to(tl.uint64)
+        found = (stream & ((1 << BITS) - 1)).to(tl.int32)
+    return found

@@ -33,6 +33,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
 LARGEST = 512.0  # what |code - zero| stays below, unless zeros are 32 bits wide
 NEVER_TAME = -1
+COLUMN_REGISTERS = 128  # where each column has a scale of its own, which a thread holds
 ALL_COLS = 1 << 30  # of one group
 UNITS, FIELDS, BYTES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 NO_ZEROS, PLAIN_ZEROS, WIDE_ZEROS, PACKED_ZEROS = (tl.constexpr(kind) for kind in range(4))
@@ -234,6 +235,10 @@ def decode_rows(
     zeros = scales if stored.zeros is None else stored.zeros
     one_line = len(scales) == 1  # which every row takes
     tile = tile_of(out)
+    shared = 1 if order is not None else job.groups.shared(tile.cols)
+    launch = launch_of(tile, out_dtype)
+    if shared < UNIT.value:
+        launch["maxnreg"] = COLUMN_REGISTERS
     _decode[tile.grid((rows, cols))](
         stored.codes,
         scales,
@@ -261,8 +266,8 @@ def decode_rows(
         ZEROS=job.zeros,
         ORDERED=order is not None,
         GROUP=job.groups.group_cols,
-        SHARED=1 if order is not None else job.groups.shared(tile.cols),
+        SHARED=shared,
         HIGH=NEVER_TAME if job.zeros == WIDE_ZEROS else highest_tame(LARGEST, out_dtype),
         KIND=SCALE_KINDS[stored.scales.dtype],
-        **launch_of(tile, out_dtype),
+        **launch,
     )

@@ -28,6 +28,7 @@ from moeconv.kernels.gpu.base import OUT_DTYPES
 from moeconv.measure.cases import Case, Tile, cases
 from moeconv.torch_dtypes import torch_dtype
 from moeconv.types import Params
+from tests.kernels.int_variants import int_variants
 
 Parts = dict[str, torch.Tensor]
 TARGET = GPUTarget("cuda", 90, 32)
@@ -84,6 +85,8 @@ def variants(case: Case) -> Iterator[tuple[str, Parts, Params, bool]]:
         for name in ("BF16", "F64"):
             weight = parts["weight"].to(torch_dtype(name))
             yield name, {"weight": weight}, {"dtype": name}, False
+    for title, made in int_variants(case.title, TILE):
+        yield title, *made, False
     if case.kernel in TURNED_KERNELS:
         turned = {part: stored.T.contiguous() for part, stored in parts.items()}
         yield f"{case.title}, turned", turned, params, True

@@ -231,19 +231,17 @@ def decode_rows(
     rows, cols = out.shape
     check_out(out_dtype, out, (rows, cols))
     stored.check(job, (rows, cols))
-    scales, order = scale_bits(stored.scales), stored.order
-    zeros = scales if stored.zeros is None else stored.zeros
-    one_line = len(scales) == 1  # which every row takes
-    tile = tile_of(out)
-    shared = 1 if order is not None else job.groups.shared(tile.cols)
-    launch = launch_of(tile, out_dtype)
+    scales, one_line = scale_bits(stored.scales), len(stored.scales) == 1  # for every row
+    zeros, order = (scales if part is None else part for part in (stored.zeros, stored.order))
+    tile, ordered = tile_of(out), stored.order is not None
+    shared, launch = 1 if ordered else job.groups.shared(tile.cols), launch_of(tile, out_dtype)
     if shared < UNIT.value:
         launch["maxnreg"] = COLUMN_REGISTERS
     _decode[tile.grid((rows, cols))](
         stored.codes,
         scales,
         zeros,
-        scales if order is None else order,
+        order,
         out,
         counts,
         rows,
@@ -264,7 +262,7 @@ def decode_rows(
         WORDS=job.run.words,
         FLIP=job.flip,
         ZEROS=job.zeros,
-        ORDERED=order is not None,
+        ORDERED=ordered,
         GROUP=job.groups.group_cols,
         SHARED=shared,
         HIGH=NEVER_TAME if job.zeros == WIDE_ZEROS else highest_tame(LARGEST, out_dtype),

@@ -38,7 +38,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def no_direct(patch: pytest.MonkeyPatch, how: str) -> None:
-    """Take direct I/O away: refused at open, refused at the first write, or by the platform."""
+    """Take direct I/O away: refused at open, at the first write, when asked, or by the platform."""
     real_open, real_pwrite = system.open_file, system.pwrite
 
     def open_file(path: Path, flags: int, mode: int = 0o777) -> int:
@@ -55,6 +55,8 @@ def no_direct(patch: pytest.MonkeyPatch, how: str) -> None:
         patch.setattr(system, "open_file", open_file)
     elif how == "write":
         patch.setattr(system, "pwrite", pwrite)
+    elif how == "told":
+        patch.setattr(system, "direct_units", lambda _: (0, 0))
     else:
         patch.setattr(system, "DIRECT_FLAG", 0)
 
@@ -94,7 +96,7 @@ def write_cut(output: OutputFile, data: Bytes, cuts: list[int], thread_count: in
     in_threads([job(ranges[k::thread_count]) for k in range(thread_count)])
 
 
-WAYS = ("direct", "open", "write", "platform", "asked")
+WAYS = ("direct", "open", "write", "told", "platform", "asked")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.cpu import KERNELS, Counts, fp8
+from moeconv.kernels.cpu import KERNELS, Counts, eights, fp8
+from moeconv.kernels.cpu.cache import cpu_features
 from tests.kernels.assembly import assembly_of, assert_one_run, nb
 from tests.kernels.fp8_parts import (
     FORMATS,
@@ -22,6 +23,7 @@ from tests.kernels.fp8_parts import (
     codes,
     every_byte,
     finite_bytes,
+    grid,
     params_of,
     scales,
     special_scales,
@@ -34,6 +36,32 @@ def test_every_byte_under_special_scales(form: str) -> None:
     by = special_scales()[:, None]
     tensors = {"weight": every_byte(by.shape[0], form), "weight_scale": by}
     check("fp8-channel", tensors, params_of(form))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_finite_byte_under_tame_scales(form: str) -> None:
+    """Scales of both signs and every mantissa's shape, as tables take them; 0 has no table."""
+    rng = np.random.default_rng(5)
+    by = np.concatenate([rng.uniform(-2, 2, 300), rng.uniform(-1, 1, 40) * 2.0**60, [0.0, -0.0]])
+    scale = torch.from_numpy(by.astype(np.float32))[:, None]
+    tensors = {"weight": finite_bytes(len(by), form), "weight_scale": scale}
+    check("fp8-channel", tensors, params_of(form))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("cols", [16, 17, 31, 32, 48, 8192 + 20])
+def test_ends_of_vectors(form: str, cols: int) -> None:
+    """Blocks that end inside a vector, beside ones that are all vectors; all codes finite."""
+    for group in (16, 19, 33, 48, 100):
+        size = (9, cols)
+        stored = finite_bytes(1, form)[0].view(torch.uint8)
+        drawn = torch.from_numpy(np.random.default_rng(cols).integers(0, len(stored), size))
+        by = np.random.default_rng(6).uniform(1e-3, 2, grid(*size, (4, group)))
+        tensors = {
+            "weight": stored[drawn].view(FORMATS[form]),
+            "weight_scale": torch.from_numpy(by.astype(np.float32)),
+        }
+        check("fp8-block", tensors, params_of(form, (4, group)), dtypes=("BF16",))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -211,6 +239,16 @@ def test_wrong_shapes_are_refused(
     params = params_of("F8_E4M3", (128, 128))
     with pytest.raises(ShapeMismatch, match="not"):
         KERNELS["fp8-block"](parts, Window(0, 4, 0, 64), params, "BF16", np.zeros(out, np.uint16))
+
+
+@pytest.mark.skipif("+ssse3" not in cpu_features(), reason="reads the assembly of a byte shuffle")
+@pytest.mark.parametrize("loop", [eights.decode_e4m3, eights.decode_e5m2])
+def test_inner_loop_is_shuffles(loop: Any) -> None:
+    """One run without a jump or call takes codes by shuffles and sums to outputs."""
+    bytewise, ints = nb.uint8[::1], nb.UniTuple(nb.int64, 4)
+    assembly = assembly_of(loop, bytewise, bytewise, nb.int64[::1], bytewise, ints, nb.int64)
+    wanted = (r"\sv?pshufb\s", r"\sv?paddb\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \S*\(")
+    assert_one_run(assembly, wanted)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")

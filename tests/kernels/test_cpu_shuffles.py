@@ -41,6 +41,11 @@ for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)
     KERNELS["mxfp4"](parts, window, {"codes": "codes", "scales": "scales"}, dtype, out)
     found.update(out.tobytes())
     scales = {"weight_scale": draw(5, 6), "weight_scale_2": np.full((1, 1), 0.37, np.float32)}
+    eight = {"weight": draw(5, 94) % np.uint8(120), "weight_scale": draw(5, 3) % 9 + np.uint8(120)}
+    for form in ("F8_E4M3", "F8_E5M2"):
+        params = {"dtype": form, "scale": "weight_scale"}
+        KERNELS["mxfp8"](eight, window, params, dtype, out)
+        found.update(out.tobytes())
     KERNELS["nvfp4-modelopt"]({"weight": draw(5, 47), **scales}, window, {}, dtype, out)
     found.update(out.tobytes())
 window, out = Window(0, 8, 0, 64), np.zeros((8, 64), np.uint16)

@@ -27,6 +27,7 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
+from moeconv.kernels.cpu.eights import TABLE, decode_e4m3, decode_e5m2, fill_table
 from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u2, u4
 from moeconv.kernels.cpu.scaled import (
     CHUNK,
@@ -44,6 +45,7 @@ from moeconv.types import Params
 
 E4M3, E5M2 = range(2)
 FORMATS = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
+SHORT = 16  # columns of a block below which its scale is not worth a table
 U8 = np.dtype(np.uint8)
 SIGN = u4(0x80000000)
 NO_BYTES: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -123,25 +125,69 @@ def _decode_wide(codes: Array, table: Array, scratch: Scratch, how: Pair, out: A
 
 
 @jitable
-def _read_band(scales: Scales, at: int, scratch: Scratch, job: Job, cols: Pair) -> bool:
-    """Fill scratch.scales with the scales of columns `cols`; return whether all of them are tame.
-
-    at: where the band's scales begin.
-    """
+def _spread_band(scales: Scales, at: int, scratch: Scratch, job: Job, cols: Pair) -> None:
+    """Fill scratch.scales with the scales of columns `cols`; at: where the band's begin."""
     stored, floats, table = scales
     start, stop = cols
     first = start // job.block_cols
     groups = scratch.groups[: -(-stop // job.block_cols) - first]
-    if table.size:
-        for i in range(groups.size):
-            groups[i] = table[stored[at + first + i]]
-    else:
-        taken = floats[at + first : at + first + groups.size]
-        for i in range(groups.size):
-            groups[i] = taken[i]
+    for i in range(groups.size):
+        groups[i] = table[stored[at + first + i]] if table.size else floats[at + first + i]
     columns = scratch.scales[: stop - start]
     spread(groups, job.block_cols, start - first * job.block_cols, columns, scratch.spare)
-    return are_tame(groups, job.low, job.high)
+
+
+@jitable
+def _are_bytes_tame(stored: Array, at: int, groups: Array, job: Job) -> bool:
+    """Return whether E8M0 scales from `at` on are tame; fill where their tables begin."""
+    least, most = np.uint8(255), np.uint8(0)
+    for i in range(groups.size):
+        scale = stored[at + i]
+        least, most = min(least, scale), max(most, scale)
+        groups[i] = np.int64(scale) * TABLE
+    return bool((least >= job.low >> 23) and (most <= job.high >> 23))
+
+
+@jitable
+def _are_floats_tame(floats: Array, at: int, groups: Array, job: Job) -> bool:
+    """Return whether float scales from `at` on are tame; fill where their tables begin."""
+    for i in range(groups.size):
+        groups[i] = i * TABLE
+    return are_tame(floats[at : at + groups.size], job.low, job.high)
+
+
+@jitable
+def _fill_tables(floats: Array, at: int, groups: Array, form: int, tables: Array) -> bool:
+    """Fill the tables of float scales from `at` on; return False if one is 0, which has none."""
+    for i in range(groups.size):
+        if floats[at + i] == f4(0):
+            return False
+        fill_table(form, floats[at + i], tables, groups[i])
+    return True
+
+
+@jitable
+def _new_tables(scales: Scales, job: Job) -> Array:
+    """Return room for the tables of a band; of E8M0 scales the tables of all that are tame."""
+    tables = np.empty(max(256, CHUNK // SHORT + 2) * TABLE, np.uint8)
+    if scales[2].size:
+        for scale in range(job.low >> 23, (job.high >> 23) + 1):
+            fill_table(job.form, scales[2][scale], tables, scale * TABLE)
+    return tables
+
+
+@jitable
+def _decode_slow(
+    codes: Array, table: Array, scratch: Scratch, out: Array, job: Job, fine: bool
+) -> Triple:
+    """Fill the bytes `out` with a row whose scales are in scratch; return the counts."""
+    if not fine or job.code != BF16:
+        return _decode_wide(codes, table, scratch, (job.code, int(fine)), out)
+    if job.form == E4M3:
+        _fast_e4m3(codes, scratch.scales, out.view(u2))
+    else:
+        _fast_e5m2(codes, scratch.scales, out.view(u2))
+    return 0, 0, 0
 
 
 @compiled((BYTES_IN, SCALES, FLOATS_IN, BYTES_OUT, TRIPLE, JOB))
@@ -152,26 +198,40 @@ def _decode(
 
     table: the values of the codes; pitches: elements per row of codes, scales and out.
     """
-    scratch, bits = new_scratch(), out.view(u2)
-    tame = False
+    stored, floats, values = scales
+    scratch, tables, room = new_scratch(), _new_tables(scales, job), np.empty(CHUNK, np.int64)
+    tame = by_tables = is_spread = False
     nan = inf = over = 0
     for start in range(0, job.cols, CHUNK):
         stop = min(start + CHUNK, job.cols)
+        group = start // job.block_cols
+        groups = room[: -(-stop // job.block_cols) - group]
         for row in range(job.rows):
+            at = row // job.block_rows * pitches[1]
             if row % job.block_rows == 0:
-                at = row // job.block_rows * pitches[1]
-                tame = _read_band(scales, at, scratch, job, (start, stop))
+                if values.size:
+                    tame = _are_bytes_tame(stored, at + group, groups, job)
+                else:
+                    tame = _are_floats_tame(floats, at + group, groups, job)
+                by_tables = tame and job.code == BF16 and job.block_cols >= SHORT
+                if by_tables and not values.size:
+                    by_tables = _fill_tables(floats, at + group, groups, job.form, tables)
+                is_spread = False
             taken = codes[row * pitches[0] + start : row * pitches[0] + stop]
-            first = row * pitches[2] + start
-            fine = tame and _are_finite(taken, job.wild)
-            if fine and job.code == BF16 and job.form == E4M3:
-                _fast_e4m3(taken, scratch.scales, bits[first : first + taken.size])
-            elif fine and job.code == BF16:
-                _fast_e5m2(taken, scratch.scales, bits[first : first + taken.size])
-            else:
-                given = out[first * job.width : (first + taken.size) * job.width]
-                found = _decode_wide(taken, table, scratch, (job.code, int(fine)), given)
-                nan, inf, over = nan + found[0], inf + found[1], over + found[2]
+            fine, first = tame and _are_finite(taken, job.wild), row * pitches[2] + start
+            if fine and by_tables:
+                place = (row * pitches[0] + start, first, stop - start, start % job.block_cols)
+                if job.form == E4M3:
+                    decode_e4m3(codes, tables, groups, out, place, job.block_cols)
+                else:
+                    decode_e5m2(codes, tables, groups, out, place, job.block_cols)
+                continue
+            if not is_spread:
+                _spread_band(scales, at, scratch, job, (start, stop))
+                is_spread = True
+            given = out[first * job.width : (first + taken.size) * job.width]
+            found = _decode_slow(taken, table, scratch, given, job, fine)
+            nan, inf, over = nan + found[0], inf + found[1], over + found[2]
     return nan, inf, over
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from moeconv.kernels.cpu.signatures import ADDRESS, Type, flatten, native_types
+from moeconv.kernels.cpu.signatures import ADDRESS, Type, flattener, native_types
 
 _binding: Any = import_module("llvmlite.binding")  # it has no annotations
 
@@ -167,13 +167,10 @@ def load_image(image: bytes, arguments: Sequence[Type]) -> Callable[..., Any]:
         "bool": lambda result: bytes(result)[0] != 0,
     }
     native = prototype(engine.get_function_address(symbol))
+    flatten = flattener(Type("Tuple", (tuple(arguments),)))
 
     def run(*values: Any) -> Any:
-        given = [
-            one
-            for kind, value in zip(arguments, values, strict=True)
-            for one in flatten(kind, value)
-        ]
+        given = flatten(values)
         result = (ctypes.c_int64 * (returned if isinstance(returned, int) else 1))()
         problem = ctypes.c_int64()
         if native(ctypes.addressof(result), ctypes.addressof(problem), *given) != 0:

@@ -55,16 +55,17 @@ def portable(builder: Builder, plane: Vector, codes: Vector) -> Vector:
 PERMUTE: Permute = pshufb if "+ssse3" in cpu_features() else portable
 
 
-def _all(value: int, lanes: int = LANES) -> Any:
+def all_of(value: int, lanes: int = LANES) -> Any:
+    """Return a vector of equal bytes."""
     return ir.Constant(bytes_of(lanes), [value] * lanes)
 
 
-def _mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
+def mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
     """Return the first bytes of the vectors, the second ones, and so on; 1, 2 or 4 vectors."""
     if len(vectors) == 1:
         return vectors[0]
     half = len(vectors) // 2
-    even, odd = (_mixed(builder, vectors[first::2]) for first in (0, 1))
+    even, odd = (mixed(builder, vectors[first::2]) for first in (0, 1))
     order = [place for lane in range(LANES * half) for place in (lane, LANES * half + lane)]
     return picked(builder, (even, odd), order)
 
@@ -72,7 +73,7 @@ def _mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
 def _unpacked(builder: Builder, pairs: Vector) -> Vector:
     """Return 16 codes of 8 bytes, the low nibble of each first."""
     half = LANES // 2
-    low, high = builder.and_(pairs, _all(15, half)), builder.lshr(pairs, _all(4, half))
+    low, high = builder.and_(pairs, all_of(15, half)), builder.lshr(pairs, all_of(4, half))
     order = [place for lane in range(half) for place in (lane, half + lane)]
     return picked(builder, (low, high), order)
 
@@ -89,13 +90,13 @@ def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
             at, table, out_at = (builder.extract_value(given[3], i) for i in range(3))
             arrays = tuple(zip(signature.args, given, strict=True))
             stored = load(context, builder, (*arrays[0], at), LANES // 2 if packed else LANES)
-            taken = _unpacked(builder, stored) if packed else builder.and_(stored, _all(15))
+            taken = _unpacked(builder, stored) if packed else builder.and_(stored, all_of(15))
             found = []
             for plane in range(nbytes):
                 place = builder.add(table, ir.Constant(table.type, plane * LANES))
                 outputs = load(context, builder, (*arrays[1], place), LANES)
                 found.append(permute(builder, outputs, taken))
-            store(context, builder, (*arrays[2], out_at), _mixed(builder, found))
+            store(context, builder, (*arrays[2], out_at), mixed(builder, found))
             return context.get_dummy_value()
 
         return nb.void(codes, tables, out, begin), generate

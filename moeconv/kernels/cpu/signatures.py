@@ -1,12 +1,12 @@
 """The types of compiled functions' arguments, described without importing numba.
 
 numba takes a quarter of a second to import, and is only needed to compile. A description also
-says how native code takes the argument: as the integers and addresses that `flatten` lists.
+says how native code takes the argument: as the integers and addresses that `flattener` gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -75,27 +75,50 @@ def native_types(kind: Type) -> Iterator[str]:
         raise NotImplementedError(kind.name)
 
 
-def flatten(kind: Type, value: Any) -> Iterator[int]:
-    """Yield what native code takes for `value`; TypeError where it is of another type.
+def flattener(kind: Type) -> Callable[[Any], Sequence[int]]:
+    """Return a function of what native code takes for a value; TypeError for one of another type.
 
     An array is: its owner and parent (none: who calls keeps it), elements, bytes of one, address,
     length, stride (numba/core/datamodel/models.py, ArrayModel).
     """
-    if kind.members is not None:
-        for member, one in zip(kind.members, value, strict=True):
-            yield from flatten(member, one)
-    elif kind.name == "int64":
-        yield int(value)
-    else:
-        _check_array(kind, value)
-        width, (address, _) = value.itemsize, value.__array_interface__["data"]
-        yield from (0, 0, value.size, width, address, value.size, width)
+    if kind.members is None:
+        return _single if kind.name == "int64" else _array_flattener(kind)
+    count = len(kind.members)
+    if set(kind.members) == {Type("int64")}:
+        return lambda value: _checked(value, count)
+    members = tuple(map(flattener, kind.members))
+
+    def flatten(value: Any) -> list[int]:
+        found: list[int] = []
+        for member, one in zip(members, value, strict=True):
+            found += member(one)
+        return found
+
+    return flatten
 
 
-def _check_array(kind: Type, value: Any) -> None:
-    dtype = np.dtype(kind.arguments[0].name)
-    right = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == dtype
-    if not right or not value.flags.c_contiguous:
-        raise TypeError(f"a contiguous array [N] of {dtype} is wanted, not {value!r:.100}")
-    if not (value.flags.writeable or dict(kind.keywords).get("readonly")):
-        raise TypeError("the array may not be written")
+def _single(value: Any) -> Sequence[int]:
+    return (int(value),)
+
+
+def _checked(value: Any, count: int) -> Sequence[int]:
+    if len(value) != count:
+        raise ValueError(f"{count} integers are wanted, not {value!r:.100}")
+    return tuple(map(int, value))
+
+
+def _array_flattener(kind: Type) -> Callable[[Any], Sequence[int]]:
+    dtype, needs_write = np.dtype(kind.arguments[0].name), not dict(kind.keywords).get("readonly")
+    width = dtype.itemsize
+
+    def flatten(value: Any) -> Sequence[int]:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype != dtype:
+            raise TypeError(f"an array [N] of {dtype} is wanted, not {value!r:.100}")
+        flags, count = value.flags, value.size
+        if not flags.c_contiguous:
+            raise TypeError("the elements of an array do not touch")
+        if needs_write and not flags.writeable:
+            raise TypeError("the array may not be written")
+        return (0, 0, count, width, value.ctypes.data, count, width)
+
+    return flatten

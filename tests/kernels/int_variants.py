@@ -10,9 +10,8 @@ import torch
 from moeconv.measure.cases import Tile
 from moeconv.types import Params
 from tests.kernels.int_parts import with_params
-from tests.kernels.test_cpu_ints import packed
+from tests.kernels.test_cpu_ints import packed, plain
 from tests.kernels.test_cpu_turned_ints import awq, gptq, ordered
-from tests.kernels.test_gpu_ints import plain
 
 Made = tuple[dict[str, torch.Tensor], Params]
 

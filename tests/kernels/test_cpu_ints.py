@@ -56,6 +56,35 @@ def packed(
     return parts, params
 
 
+def plain(
+    size: tuple[int, int], group_size: int, zeros: torch.dtype | None, given_order: bool
+) -> Made:
+    """Return the parts and parameters of an int-quantized weight; group_size 0: one for all."""
+    rows, cols = size
+    groups = b.group_count(cols, group_size or b.ONE_GROUP)
+    scale_rows = rows if group_size else 1
+    parts = {
+        "weight": torch.from_numpy(draw(1).integers(-128, 128, size).astype(np.int8)),
+        "weight_scale": scales(scale_rows, groups, dtype="BF16"),
+    }
+    if zeros is not None:
+        bounds = torch.iinfo(zeros)  # any int32: beyond what float32 tells apart
+        found = draw(2).integers(bounds.min, bounds.max + 1, (scale_rows, groups))
+        found.flat[::2] //= 1 << 30 if zeros == torch.int32 else 1  # and near ones
+        found.flat[-1], found.flat[0] = bounds.max, bounds.min
+        parts["weight_zero_point"] = torch.from_numpy(found).to(zeros)
+    if given_order:
+        parts["weight_g_idx"] = order(cols, groups).long()
+    params: Params = {
+        "strategy": "group" if group_size > 0 else "channel" if group_size else "tensor",
+        "group_size": group_size or b.ONE_GROUP,
+        "groups": groups,
+        "act_order": given_order,
+        "zeros": zeros is not None,
+    }
+    return parts, params
+
+
 def every_pair(bits: int) -> Made:
     """Return a weight whose row z has zero point z, and every code in its columns."""
     count = 1 << bits
@@ -204,31 +233,7 @@ def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
 def test_int_quantized(
     size: tuple[int, int], group_size: int, zeros: torch.dtype | None, given_order: bool
 ) -> None:
-    rows, cols = size
-    given_order = given_order and group_size > 0
-    groups = b.group_count(cols, group_size or b.ONE_GROUP)
-    scale_rows = rows if group_size else 1
-    codes = draw(1).integers(-128, 128, size).astype(np.int8)
-    parts = {
-        "weight": torch.from_numpy(codes),
-        "weight_scale": scales(scale_rows, groups, dtype="BF16"),
-    }
-    if zeros is not None:
-        bounds = torch.iinfo(zeros)  # any int32: beyond what float32 tells apart
-        found = draw(2).integers(bounds.min, bounds.max + 1, (scale_rows, groups))
-        found.flat[::2] //= 1 << 30 if zeros == torch.int32 else 1  # and near ones
-        found.flat[0] = bounds.min
-        parts["weight_zero_point"] = torch.from_numpy(found).to(zeros)
-    if given_order:
-        parts["weight_g_idx"] = order(cols, groups).long()
-    params: Params = {
-        "strategy": "group" if group_size > 0 else "channel" if group_size else "tensor",
-        "group_size": group_size or b.ONE_GROUP,
-        "groups": groups,
-        "act_order": given_order,
-        "zeros": zeros is not None,
-    }
-    check("int-quantized", parts, params)
+    check("int-quantized", *plain(size, group_size, zeros, given_order and group_size > 0))
 
 
 def test_every_byte_is_exact() -> None:

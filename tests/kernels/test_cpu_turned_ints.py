@@ -65,6 +65,18 @@ def awq(size: tuple[int, int], group_size: int, zeros: str = "packed", scale: st
     return parts, {"group_size": group_size, "zeros": zeros}
 
 
+def every_pair(bits: int) -> Made:
+    """Return a weight whose row z has zero point z, and every code in its columns."""
+    count = 1 << bits
+    per_word = 32 // bits
+    shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
+    codes = np.arange(count, dtype=np.uint64).reshape(-1, per_word)
+    line = torch.from_numpy((codes << shifts).sum(axis=1).astype(np.uint32).view(np.int32))
+    parts, params = gptq((count, count), bits, count)
+    parts["qweight"], parts["qzeros"] = line[:, None].repeat(1, count), line[None].clone()
+    return parts, params
+
+
 def both(made: Made, codec: str = "gptq") -> list[str]:
     """Return what the kernel and the reference raise."""
     parts, params = made
@@ -122,14 +134,8 @@ def test_any_gptq(
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptq_every_code_with_every_zero(bits: int, offset: int) -> None:
-    """Row z has zero point z; the columns hold every code, zero points up to 2^bits among them."""
-    count = 1 << bits
-    per_word = 32 // bits
-    shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
-    codes = np.arange(count, dtype=np.uint64).reshape(-1, per_word)
-    line = torch.from_numpy((codes << shifts).sum(axis=1).astype(np.uint32).view(np.int32))
-    parts, params = gptq((count, count), bits, count)
-    parts["qweight"], parts["qzeros"] = line[:, None].repeat(1, count), line[None].clone()
+    """Zero points up to 2^bits among them."""
+    parts, params = every_pair(bits)
     check("gptq", parts, with_params(params, zero_offset=offset))
 
 

@@ -7,15 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.gpu import kernel_of
-from moeconv.types import Params
 from tests.kernels import gpu_oracle
 from tests.kernels.gpu_oracle import DEVICE, check
-from tests.kernels.int_parts import draw, order, scales
-from tests.kernels.test_cpu_ints import Made, every_pair, packed
+from tests.kernels.test_cpu_ints import every_pair, packed, plain
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -88,35 +85,6 @@ def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
     with pytest.raises(ShapeMismatch, match="not"):
         counts = torch.zeros(3, dtype=torch.int64)
         kernel(parts, Window(0, 4, 0, 64), params, "BF16", out, counts)
-
-
-def plain(
-    size: tuple[int, int], group_size: int, zeros: torch.dtype | None, given_order: bool
-) -> Made:
-    """Return the parts and parameters of an int-quantized weight; group_size 0: one for all."""
-    rows, cols = size
-    groups = b.group_count(cols, group_size or b.ONE_GROUP)
-    scale_rows = rows if group_size else 1
-    parts = {
-        "weight": torch.from_numpy(draw(1).integers(-128, 128, size).astype("int8")),
-        "weight_scale": scales(scale_rows, groups, dtype="BF16"),
-    }
-    if zeros is not None:
-        bounds = torch.iinfo(zeros)  # any int32: beyond what float32 tells apart
-        found = draw(2).integers(bounds.min, bounds.max + 1, (scale_rows, groups))
-        found.flat[::2] //= 1 << 30 if zeros == torch.int32 else 1  # and near ones
-        found.flat[-1], found.flat[0] = bounds.max, bounds.min
-        parts["weight_zero_point"] = torch.from_numpy(found).to(zeros)
-    if given_order:
-        parts["weight_g_idx"] = order(cols, groups).long()
-    params: Params = {
-        "strategy": "group" if group_size > 0 else "channel" if group_size else "tensor",
-        "group_size": group_size or b.ONE_GROUP,
-        "groups": groups,
-        "act_order": given_order,
-        "zeros": zeros is not None,
-    }
-    return parts, params
 
 
 @pytest.mark.parametrize("aligned", [False, True])

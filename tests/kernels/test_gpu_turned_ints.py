@@ -13,7 +13,7 @@ from moeconv.errors import ShapeMismatch
 from moeconv.kernels.gpu import kernel_of
 from tests.kernels.gpu_oracle import check
 from tests.kernels.int_parts import with_params
-from tests.kernels.test_cpu_turned_ints import awq, gptq, ordered
+from tests.kernels.test_cpu_turned_ints import awq, every_pair, gptq, ordered
 
 
 @pytest.mark.parametrize("zeros", ["packed", "empty", "absent"])
@@ -56,14 +56,8 @@ def test_any_gptq(
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptq_every_code_with_every_zero(bits: int, offset: int) -> None:
-    """Row z has zero point z; the columns hold every code, zero points up to 2^bits among them."""
-    count, per_word = 1 << bits, 32 // bits
-    line = torch.zeros(count // per_word, dtype=torch.int64)
-    for code in range(count):
-        line[code // per_word] |= code << code % per_word * bits
-    words = torch.where(line >= 1 << 31, line - (1 << 32), line).to(torch.int32)
-    parts, params = gptq((count, count), bits, count)
-    parts["qweight"], parts["qzeros"] = words[:, None].repeat(1, count), words[None].clone()
+    """Zero points up to 2^bits among them."""
+    parts, params = every_pair(bits)
     check("gptq", parts, with_params(params, zero_offset=offset))
 
 

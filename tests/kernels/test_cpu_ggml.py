@@ -304,7 +304,7 @@ def test_wrong_shapes_are_refused(
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
-@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
 def test_inner_loops_are_vectorised(kind: str) -> None:
     """A run without a jump or call takes bytes to packed products; one goes on to 16 bits.
 

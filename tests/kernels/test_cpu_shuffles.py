@@ -56,6 +56,10 @@ found.update(out.tobytes())
 parts = {"qweight": draw(64, 4).view(np.int32), "scales": draw(2, 8).astype("f4")}
 KERNELS["awq"](parts, window, {"group_size": 32, "zeros": "absent"}, "BF16", out)
 found.update(out.tobytes())
+for name, nbytes in (("Q5_0", 22), ("Q8_0", 34), ("IQ4_NL", 18)):
+    params = {"type": name, "block_cols": 32, "block_nbytes": nbytes}
+    KERNELS["ggml"]({"weight": draw(8, 2 * nbytes)}, window, params, "BF16", out)
+    found.update(out.tobytes())
 print(shuffles.PERMUTE.__name__, found.hexdigest())
 """
 

@@ -18,61 +18,72 @@ from moeconv.kernels.cpu.ggml_values import (
     half,
     i4,
     number,
-    put,
     row_of,
 )
+from moeconv.kernels.cpu.sixteens import NO_OFFSET, NO_ZERO, By, fields, scale_nibbles, scale_of
 
 COLS = 256  # of a block
+scale_two, scale_three = scale_of(fields(2)), scale_of(fields(2, high=1))
+scale_five, scale_six = scale_of(fields(4, high=1)), scale_of(fields(4, high=2))
+ZERO_3, ZERO_6 = f4(4), f4(32)
 
 
 @jitable
-def _scale(packed: Array, index: int) -> np.int32:
+def _scale(stored: Array, at: int, index: int) -> np.int32:
     """Return the 6-bit scale of sub-block `index`, of the 12 bytes of Q4_K and Q5_K."""
     if index < 4:
-        return bits_at(packed[index], 0, 63)
-    return i4(bits_at(packed[index + 4], 0, 15) | i4(bits_at(packed[index - 4], 6, 3) << i4(4)))
+        return bits_at(stored[at + index], 0, 63)
+    low, high = bits_at(stored[at + index + 4], 0, 15), bits_at(stored[at + index - 4], 6, 3)
+    return i4(low | i4(high << i4(4)))
 
 
 @jitable
-def _offset(packed: Array, index: int) -> np.int32:
+def _offset(stored: Array, at: int, index: int) -> np.int32:
     """Return the 6-bit offset of sub-block `index`, of the 12 bytes of Q4_K and Q5_K."""
     if index < 4:
-        return bits_at(packed[index + 4], 0, 63)
-    return i4(bits_at(packed[index + 4], 4, 15) | i4(bits_at(packed[index], 6, 3) << i4(4)))
+        return bits_at(stored[at + index + 4], 0, 63)
+    low, high = bits_at(stored[at + index + 4], 4, 15), bits_at(stored[at + index], 6, 3)
+    return i4(low | i4(high << i4(4)))
+
+
+@jitable
+def _affine(stored: Array, at: int, d: np.float32, dmin: np.float32, index: int) -> By:
+    """Return what scales sub-block `index` of Q4_K and Q5_K; at: of the 12 bytes."""
+    offset = f4(dmin * number(_offset(stored, at, index)))
+    return NO_ZERO, f4(d * number(_scale(stored, at, index))), f4(-offset)
 
 
 @jitable
 def _q4_k(stored: Array, out: Array) -> None:
     """The low nibbles of 32 bytes are a sub-block, the high ones the next."""
     for block in range(out.size // 256):
-        taken = stored[block * 144 : block * 144 + 144]
-        d, dmin = half(taken, 0), half(taken, 2)
-        for index in range(8):
-            given = out[block * 256 + index * 32 : block * 256 + index * 32 + 32]
-            codes = taken[16 + index // 2 * 32 : 48 + index // 2 * 32]
-            scale = f4(d * number(_scale(taken[4:16], index)))
-            offset = f4(dmin * number(_offset(taken[4:16], index)))
-            shift = index % 2 * 4
-            for j in range(32):
-                put(given, j, f4(f4(scale * number(bits_at(codes[j], shift, 15))) - offset))
+        at = block * 144
+        d, dmin = half(stored, at), half(stored, at + 2)
+        for pair in range(4):
+            first = _affine(stored, at + 4, d, dmin, pair * 2)
+            second = _affine(stored, at + 4, d, dmin, pair * 2 + 1)
+            for begin in range(0, 32, 16):
+                codes = at + 16 + pair * 32 + begin
+                given = (block * 256 + pair * 64 + begin) * out.itemsize
+                scale_nibbles(stored, out, (codes, 0, given), first)
+                scale_nibbles(stored, out, (codes, 4, given + 32 * out.itemsize), second)
 
 
 @jitable
 def _q5_k(stored: Array, out: Array) -> None:
     """As Q4_K; the fifth bit of column j of sub-block i is bit i of byte j."""
     for block in range(out.size // 256):
-        taken = stored[block * 176 : block * 176 + 176]
-        d, dmin, high = half(taken, 0), half(taken, 2), taken[16:48]
-        for index in range(8):
-            given = out[block * 256 + index * 32 : block * 256 + index * 32 + 32]
-            codes = taken[48 + index // 2 * 32 : 80 + index // 2 * 32]
-            scale = f4(d * number(_scale(taken[4:16], index)))
-            offset = f4(dmin * number(_offset(taken[4:16], index)))
-            shift = index % 2 * 4
-            for j in range(32):
-                fifth = i4(bits_at(high[j], index, 1) << i4(4))
-                code = i4(bits_at(codes[j], shift, 15) | fifth)
-                put(given, j, f4(f4(scale * number(code)) - offset))
+        at = block * 176
+        d, dmin = half(stored, at), half(stored, at + 2)
+        for pair in range(4):
+            first = _affine(stored, at + 4, d, dmin, pair * 2)
+            second = _affine(stored, at + 4, d, dmin, pair * 2 + 1)
+            for begin in range(0, 32, 16):
+                codes, high = at + 48 + pair * 32 + begin, at + 16 + begin
+                given = (block * 256 + pair * 64 + begin) * out.itemsize
+                scale_five(stored, out, (codes, 0, high, pair * 2, given), first)
+                given += 32 * out.itemsize
+                scale_five(stored, out, (codes, 4, high, pair * 2 + 1, given), second)
 
 
 @jitable
@@ -81,91 +92,72 @@ def _signed(stored: Array, at: int) -> np.float32:
 
 
 @jitable
-def _six(byte: np.uint8, shift: int, highs: np.uint8, high_shift: int) -> np.float32:
-    """Return the signed number of 4 low bits of a byte and 2 high ones of another."""
-    high = i4(bits_at(highs, high_shift, 3) << i4(4))
-    return number(i4(bits_at(byte, shift, 15) | high) - i4(32))
+def _q6_k(stored: Array, out: Array) -> None:
+    """A byte of high bits has those of columns j, j + 32, j + 64 and j + 96 of 128."""
+    step = 32 * out.itemsize
+    for block in range(out.size // 256):
+        begin = block * 210
+        d = half(stored, begin + 208)
+        for part in range(4):
+            low = begin + part // 2 * 64 + part % 2 * 16
+            high = begin + 128 + part // 2 * 32 + part % 2 * 16
+            scale = begin + 192 + part // 2 * 8 + part % 2
+            at = (block * 256 + part // 2 * 128 + part % 2 * 16) * out.itemsize
+            s0, s1 = f4(d * _signed(stored, scale)), f4(d * _signed(stored, scale + 2))
+            s2, s3 = f4(d * _signed(stored, scale + 4)), f4(d * _signed(stored, scale + 6))
+            scale_six(stored, out, (low, 0, high, 0, at), (ZERO_6, s0, NO_OFFSET))
+            scale_six(stored, out, (low + 32, 0, high, 2, at + step), (ZERO_6, s1, NO_OFFSET))
+            scale_six(stored, out, (low, 4, high, 4, at + 2 * step), (ZERO_6, s2, NO_OFFSET))
+            scale_six(stored, out, (low + 32, 4, high, 6, at + 3 * step), (ZERO_6, s3, NO_OFFSET))
 
 
 @jitable
-def _q6_k(stored: Array, out: Array) -> None:
-    """A byte of high bits has those of columns j, j + 32, j + 64 and j + 96 of 128."""
-    for block in range(out.size // 256):
-        taken = stored[block * 210 : block * 210 + 210]
-        d = half(taken, 208)
-        for part in range(4):
-            low = part // 2 * 64 + part % 2 * 16
-            high = 128 + part // 2 * 32 + part % 2 * 16
-            scale = 192 + part // 2 * 8 + part % 2
-            at = block * 256 + part // 2 * 128 + part % 2 * 16
-            s0, s1 = f4(d * _signed(taken, scale)), f4(d * _signed(taken, scale + 2))
-            s2, s3 = f4(d * _signed(taken, scale + 4)), f4(d * _signed(taken, scale + 6))
-            for j in range(16):
-                first, second, highs = taken[low + j], taken[low + 32 + j], taken[high + j]
-                put(out, at + j, f4(s0 * _six(first, 0, highs, 0)))
-                put(out, at + j + 32, f4(s1 * _six(second, 0, highs, 2)))
-                put(out, at + j + 64, f4(s2 * _six(first, 4, highs, 4)))
-                put(out, at + j + 96, f4(s3 * _six(second, 4, highs, 6)))
+def _two_by(byte: np.uint8, d: np.float32, dmin: np.float32) -> By:
+    """Return what a byte of Q2_K's scales and offsets scales by."""
+    offset = f4(dmin * number(bits_at(byte, 4, 15)))
+    return NO_ZERO, f4(d * number(bits_at(byte, 0, 15))), f4(-offset)
 
 
 @jitable
 def _q2_k(stored: Array, out: Array) -> None:
     """A byte of codes has those of columns j, j + 32, j + 64 and j + 96 of 128."""
+    step = 32 * out.itemsize
     for block in range(out.size // 256):
-        taken = stored[block * 84 : block * 84 + 84]
-        d, dmin = half(taken, 80), half(taken, 82)
+        begin = block * 84
+        d, dmin = half(stored, begin + 80), half(stored, begin + 82)
         for part in range(4):
-            first = 16 + part // 2 * 32 + part % 2 * 16
-            scale = part // 2 * 8 + part % 2
-            at = block * 256 + part // 2 * 128 + part % 2 * 16
-            b0, b1, b2, b3 = taken[scale], taken[scale + 2], taken[scale + 4], taken[scale + 6]
-            s0, m0 = f4(d * number(bits_at(b0, 0, 15))), f4(dmin * number(bits_at(b0, 4, 15)))
-            s1, m1 = f4(d * number(bits_at(b1, 0, 15))), f4(dmin * number(bits_at(b1, 4, 15)))
-            s2, m2 = f4(d * number(bits_at(b2, 0, 15))), f4(dmin * number(bits_at(b2, 4, 15)))
-            s3, m3 = f4(d * number(bits_at(b3, 0, 15))), f4(dmin * number(bits_at(b3, 4, 15)))
-            for j in range(16):
-                byte = taken[first + j]
-                put(out, at + j, f4(f4(s0 * number(bits_at(byte, 0, 3))) - m0))
-                put(out, at + j + 32, f4(f4(s1 * number(bits_at(byte, 2, 3))) - m1))
-                put(out, at + j + 64, f4(f4(s2 * number(bits_at(byte, 4, 3))) - m2))
-                put(out, at + j + 96, f4(f4(s3 * number(bits_at(byte, 6, 3))) - m3))
+            first = begin + 16 + part // 2 * 32 + part % 2 * 16
+            scale = begin + part // 2 * 8 + part % 2
+            at = (block * 256 + part // 2 * 128 + part % 2 * 16) * out.itemsize
+            for index in range(4):
+                by = _two_by(stored[scale + 2 * index], d, dmin)
+                scale_two(stored, out, (first, 2 * index, at + index * step), by)
 
 
 @jitable
-def _q3_k_scale(packed: Array, index: int) -> np.int32:
+def _q3_k_scale(stored: Array, at: int, index: int) -> np.int32:
     """Return scale `index` of the 12 bytes: 4 low bits of one, 2 high bits of another."""
-    low = bits_at(packed[index % 8], index // 8 * 4, 15)
-    high = bits_at(packed[8 + index % 4], index // 4 * 2, 3)
+    low = bits_at(stored[at + index % 8], index // 8 * 4, 15)
+    high = bits_at(stored[at + 8 + index % 4], index // 4 * 2, 3)
     return i4(i4(low | i4(high << i4(4))) - i4(32))
-
-
-@jitable
-def _three(byte: np.uint8, shift: int, highs: np.uint8, bit: int) -> np.float32:
-    """Return the signed number of 2 low bits of a byte and a high one of another."""
-    high = i4(bits_at(highs, bit, 1) << i4(2))
-    return number(i4(bits_at(byte, shift, 3) | high) - i4(4))
 
 
 @jitable
 def _q3_k(stored: Array, out: Array) -> None:
     """As Q2_K; the third bits of columns 32 b + j are bit b of byte j, 0 meaning less 4."""
+    step = 32 * out.itemsize
     for block in range(out.size // 256):
-        taken = stored[block * 110 : block * 110 + 110]
-        d = half(taken, 108)
+        begin = block * 110
+        d = half(stored, begin + 108)
         for part in range(4):
-            first, high = 32 + part // 2 * 32 + part % 2 * 16, part % 2 * 16
+            first, high = begin + 32 + part // 2 * 32 + part % 2 * 16, begin + part % 2 * 16
             scale, bit = part // 2 * 8 + part % 2, part // 2 * 4
-            at = block * 256 + part // 2 * 128 + part % 2 * 16
-            s0 = f4(d * number(_q3_k_scale(taken[96:108], scale)))
-            s1 = f4(d * number(_q3_k_scale(taken[96:108], scale + 2)))
-            s2 = f4(d * number(_q3_k_scale(taken[96:108], scale + 4)))
-            s3 = f4(d * number(_q3_k_scale(taken[96:108], scale + 6)))
-            for j in range(16):
-                byte, highs = taken[first + j], taken[high + j]
-                put(out, at + j, f4(s0 * _three(byte, 0, highs, bit)))
-                put(out, at + j + 32, f4(s1 * _three(byte, 2, highs, bit + 1)))
-                put(out, at + j + 64, f4(s2 * _three(byte, 4, highs, bit + 2)))
-                put(out, at + j + 96, f4(s3 * _three(byte, 6, highs, bit + 3)))
+            at = (block * 256 + part // 2 * 128 + part % 2 * 16) * out.itemsize
+            for index in range(4):
+                six = _q3_k_scale(stored, begin + 96, scale + 2 * index)
+                by = (ZERO_3, f4(d * number(six)), NO_OFFSET)
+                place = (first, 2 * index, high, bit + index, at + index * step)
+                scale_three(stored, out, place, by)
 
 
 @compiled(SIGNATURE)

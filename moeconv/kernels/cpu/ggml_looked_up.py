@@ -1,8 +1,7 @@
 """ggml's types whose codes are looked up: MXFP4, IQ4_NL, IQ4_XS.
 
-A table of 16 signed bytes is four words: two choices and two shifts look a code up, which is
-vectorised, as loads from a table are not. A byte of codes holds columns j (low) and j + 16 (high)
-of 32. The order of operations is that of gguf-py's quants.py.
+A table of 16 signed bytes is one vector, of which a shuffle picks 16 at once. A byte of codes holds
+columns j (low) and j + 16 (high) of 32. The order of operations is that of gguf-py's quants.py.
 """
 
 from __future__ import annotations
@@ -21,69 +20,41 @@ from moeconv.kernels.cpu.ggml_values import (
     i4,
     is_narrow,
     number,
-    put,
     row_of,
 )
+from moeconv.kernels.cpu.sixteens import NO_OFFSET, NO_ZERO, looked_up, scale_of
 
 # ggml-common.h: kvalues_iq4nl, and kvalues_mxfp4 (the values of E2M1 doubled, without -0)
 IQ4 = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), np.int8)
 E2M1 = np.array((0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12), np.int8)
-Words = tuple[np.uint32, np.uint32, np.uint32, np.uint32]
-I0, I1, I2, I3 = IQ4.view("<u4")
-E0, E1, E2, E3 = E2M1.view("<u4")
+scale_iq4, scale_e2m1 = scale_of(looked_up(IQ4.tolist())), scale_of(looked_up(E2M1.tolist()))
 LAST_TAME = 252  # the last scale byte of MXFP4 with which no product is Inf
 # The float32 bits of E2M1 times 2^-128 and 2^-127, scales that are subnormal; most products are.
 TINY = (E2M1.astype(np.float64) * [[2.0**-128], [2.0**-127]]).astype(f4).view(u4)
 
 
 @jitable
-def _look_up(words: Words, code: np.int32) -> np.float32:
-    """Return signed byte `code` of four words."""
-    low = words[1] if code & i4(4) else words[0]
-    high = words[3] if code & i4(4) else words[2]
-    word = high if code & i4(8) else low
-    upper = u4(word << u4(u4(24) - u4(u4(u4(code) & u4(3)) << u4(3))))  # the byte at the top
-    return number(i4(upper) >> i4(24))
-
-
-@jitable
-def _iq4(code: np.int32) -> np.float32:
-    return _look_up((I0, I1, I2, I3), code)
-
-
-@jitable
-def _e2m1(code: np.int32) -> np.float32:
-    return _look_up((E0, E1, E2, E3), code)
-
-
-@jitable
 def _iq4_nl(stored: Array, out: Array) -> None:
     for block in range(out.size // 32):
-        taken = stored[block * 18 : block * 18 + 18]
-        given = out[block * 32 : block * 32 + 32]
-        d = half(taken, 0)
-        for j in range(16):
-            byte = taken[2 + j]
-            put(given, j, f4(d * _iq4(bits_at(byte, 0, 15))))
-            put(given, j + 16, f4(d * _iq4(bits_at(byte, 4, 15))))
+        at, given = block * 18, block * 32 * out.itemsize
+        by = (NO_ZERO, half(stored, at), NO_OFFSET)
+        scale_iq4(stored, out, (at + 2, 0, given), by)
+        scale_iq4(stored, out, (at + 2, 4, given + 16 * out.itemsize), by)
 
 
 @jitable
 def _iq4_xs(stored: Array, out: Array) -> None:
     """8 scales of 6 bits: 2 high ones of bytes 2 and 3, 4 low ones of bytes 4 to 7."""
     for block in range(out.size // 256):
-        taken = stored[block * 136 : block * 136 + 136]
-        d = half(taken, 0)
+        at = block * 136
+        d = half(stored, at)
         for index in range(8):
-            given = out[block * 256 + index * 32 : block * 256 + index * 32 + 32]
-            codes = taken[8 + index * 16 : 24 + index * 16]
-            low = bits_at(taken[4 + index // 2], index % 2 * 4, 15)
-            high = bits_at(taken[2 + index // 4], index % 4 * 2, 3)
-            scale = f4(d * number(i4(low | i4(high << i4(4))) - i4(32)))
-            for j in range(16):
-                byte = codes[j]
-                put(given, j, f4(scale * _iq4(bits_at(byte, 0, 15))))
-                put(given, j + 16, f4(scale * _iq4(bits_at(byte, 4, 15))))
+            low = bits_at(stored[at + 4 + index // 2], index % 2 * 4, 15)
+            high = bits_at(stored[at + 2 + index // 4], index % 4 * 2, 3)
+            by = (NO_ZERO, f4(d * number(i4(low | i4(high << i4(4))) - i4(32))), NO_OFFSET)
+            codes, given = at + 8 + index * 16, (block * 256 + index * 32) * out.itemsize
+            scale_iq4(stored, out, (codes, 0, given), by)
+            scale_iq4(stored, out, (codes, 4, given + 16 * out.itemsize), by)
 
 
 @jitable
@@ -99,13 +70,11 @@ def _tiny(codes: Array, scale: int, out: Array) -> None:
 def _mxfp4(stored: Array, out: Array) -> None:
     """Scale byte b is half of 2^(b - 127), because the values are doubled."""
     for block in range(out.size // 32):
-        taken = stored[block * 17 : block * 17 + 17]
-        given = out[block * 32 : block * 32 + 32]
-        scale = as_f32(u4(u4(taken[0]) - u4(1)) << u4(23))  # wrong for 0 and 1: see below
-        for j in range(16):
-            byte = taken[1 + j]
-            put(given, j, f4(scale * _e2m1(bits_at(byte, 0, 15))))
-            put(given, j + 16, f4(scale * _e2m1(bits_at(byte, 4, 15))))
+        at, given = block * 17, block * 32 * out.itemsize
+        scale = as_f32(u4(u4(stored[at]) - u4(1)) << u4(23))  # wrong for 0 and 1: see below
+        by = (NO_ZERO, scale, NO_OFFSET)
+        scale_e2m1(stored, out, (at + 1, 0, given), by)
+        scale_e2m1(stored, out, (at + 1, 4, given + 16 * out.itemsize), by)
     for block in range(out.size // 32):  # apart: a branch above would cost the loop's speed
         if stored[block * 17] < 2:
             codes = stored[block * 17 + 1 : block * 17 + 17]

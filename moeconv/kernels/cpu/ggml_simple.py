@@ -6,100 +6,73 @@ gguf-py's quants.py.
 
 from __future__ import annotations
 
-import numpy as np
-
 from moeconv.kernels.cpu.base import Array, Pair, Triple
 from moeconv.kernels.cpu.cache import compiled, jitable
 from moeconv.kernels.cpu.floats import u2, u4
 from moeconv.kernels.cpu.ggml_values import (
     SIGNATURE,
     any_wild,
-    bits_at,
     f4,
     half,
-    i4,
-    number,
-    put,
     row_of,
 )
+from moeconv.kernels.cpu.sixteens import (
+    NO_OFFSET,
+    NO_ZERO,
+    scale_nibbles,
+    scale_of,
+    scale_signed_bytes,
+    with_mask,
+)
 
-COLS = 32  # of a block
+COLS, HALF = 32, 16  # columns of a block; those that take the low nibbles
+ZERO_4, ZERO_5 = f4(8), f4(16)
+scale_five = scale_of(with_mask)
 
 
 @jitable
 def _q8_0(stored: Array, out: Array) -> None:
-    for block in range(out.size // 32):
-        taken = stored[block * 34 : block * 34 + 34]
-        given = out[block * 32 : block * 32 + 32]
-        d = half(taken, 0)
-        for j in range(32):
-            put(given, j, f4(number(np.int8(taken[2 + j])) * d))
+    for block in range(out.size // COLS):
+        at, given = block * 34, block * COLS * out.itemsize
+        by = (NO_ZERO, half(stored, at), NO_OFFSET)
+        scale_signed_bytes(stored, out, (at + 2, given), by)
+        scale_signed_bytes(stored, out, (at + 18, given + HALF * out.itemsize), by)
 
 
 @jitable
 def _q4_0(stored: Array, out: Array) -> None:
-    for block in range(out.size // 32):
-        taken = stored[block * 18 : block * 18 + 18]
-        given = out[block * 32 : block * 32 + 32]
-        d = half(taken, 0)
-        for j in range(16):
-            byte = taken[2 + j]
-            put(given, j, f4(d * number(bits_at(byte, 0, 15) - i4(8))))
-            put(given, j + 16, f4(d * number(bits_at(byte, 4, 15) - i4(8))))
+    for block in range(out.size // COLS):
+        at, given = block * 18, block * COLS * out.itemsize
+        by = (ZERO_4, half(stored, at), NO_OFFSET)
+        scale_nibbles(stored, out, (at + 2, 0, given), by)
+        scale_nibbles(stored, out, (at + 2, 4, given + HALF * out.itemsize), by)
 
 
 @jitable
 def _q4_1(stored: Array, out: Array) -> None:
-    for block in range(out.size // 32):
-        taken = stored[block * 20 : block * 20 + 20]
-        given = out[block * 32 : block * 32 + 32]
-        d, m = half(taken, 0), half(taken, 2)
-        for j in range(16):
-            byte = taken[4 + j]
-            put(given, j, f4(f4(d * number(bits_at(byte, 0, 15))) + m))
-            put(given, j + 16, f4(f4(d * number(bits_at(byte, 4, 15))) + m))
-
-
-@jitable
-def _word(stored: Array, at: int) -> np.uint32:
-    """Return the little-endian uint32 that begins at byte `at`."""
-    low = u4(u4(stored[at]) | u4(u4(stored[at + 1]) << u4(8)))
-    high = u4(u4(stored[at + 2]) | u4(u4(stored[at + 3]) << u4(8)))
-    return u4(low | u4(high << u4(16)))
-
-
-@jitable
-def _fifth(word: np.uint32, bit: int) -> np.int32:
-    """Return 16 where the bit of the word is set."""
-    return i4(u4(u4(u4(word >> u4(bit)) & u4(1)) << u4(4)))
+    for block in range(out.size // COLS):
+        at, given = block * 20, block * COLS * out.itemsize
+        by = (NO_ZERO, half(stored, at), half(stored, at + 2))
+        scale_nibbles(stored, out, (at + 4, 0, given), by)
+        scale_nibbles(stored, out, (at + 4, 4, given + HALF * out.itemsize), by)
 
 
 @jitable
 def _q5_0(stored: Array, out: Array) -> None:
-    for block in range(out.size // 32):
-        taken = stored[block * 22 : block * 22 + 22]
-        given = out[block * 32 : block * 32 + 32]
-        d, high = half(taken, 0), _word(taken, 2)
-        for j in range(16):
-            byte = taken[6 + j]
-            first = i4(bits_at(byte, 0, 15) | _fifth(high, j))
-            second = i4(bits_at(byte, 4, 15) | _fifth(high, j + 16))
-            put(given, j, f4(d * number(first - i4(16))))
-            put(given, j + 16, f4(d * number(second - i4(16))))
+    for block in range(out.size // COLS):
+        at, given = block * 22, block * COLS * out.itemsize
+        by = (ZERO_5, half(stored, at), NO_OFFSET)
+        scale_five(stored, out, (at + 6, 0, at + 2, given), by)
+        scale_five(stored, out, (at + 6, 4, at + 4, given + HALF * out.itemsize), by)
 
 
 @jitable
 def _q5_1(stored: Array, out: Array) -> None:
-    for block in range(out.size // 32):
-        taken = stored[block * 24 : block * 24 + 24]
-        given = out[block * 32 : block * 32 + 32]
-        d, m, high = half(taken, 0), half(taken, 2), _word(taken, 4)
-        for j in range(16):
-            byte = taken[8 + j]
-            first = i4(bits_at(byte, 0, 15) | _fifth(high, j))
-            second = i4(bits_at(byte, 4, 15) | _fifth(high, j + 16))
-            put(given, j, f4(f4(d * number(first)) + m))
-            put(given, j + 16, f4(f4(d * number(second)) + m))
+    for block in range(out.size // COLS):
+        at, given = block * 24, block * COLS * out.itemsize
+        by = (NO_ZERO, half(stored, at), half(stored, at + 2))
+        scale_five(stored, out, (at + 8, 0, at + 4, given), by)
+        scale_five(stored, out, (at + 8, 4, at + 6, given + HALF * out.itemsize), by)
 
 
 @compiled(SIGNATURE)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moeconv.kernels.cpu.base import BYTES_IN, BYTES_OUT, PAIR, TRIPLE, Array
 from moeconv.kernels.cpu.cache import jitable
-from moeconv.kernels.cpu.floats import INF, MAGNITUDE, NAN, as_f32, as_u4, u2, u4
+from moeconv.kernels.cpu.floats import NAN, as_f32, as_u4, u4
 
 # Of every type's kernel: stored bytes, output bytes, pitches (bytes per row of both), shape (rows,
 # blocks per row, bytes per output element). It returns whether the output may hold NaN or Inf.
@@ -52,19 +52,6 @@ def is_narrow(out: Array) -> bool:
     """Return whether elements are 16 bits wide; of the type alone, so known when compiled."""
     kind = out.dtype.type
     return bool(kind(0x10000) == kind(0))
-
-
-@jitable
-def put(out: Array, at: int, value: np.float32) -> None:
-    """Set out[at] to the bits of float32 (out is uint32) or BF16 (uint16), NaN canonical."""
-    bits = as_u4(value)
-    is_nan = u4(bits & MAGNITUDE) > INF
-    if is_narrow(out):
-        rounded = u4(bits + u4(0x7FFF) + u4(u4(bits >> u4(16)) & u4(1))) >> u4(16)
-        out[at] = u2(0x7FC0) if is_nan else u2(rounded)
-    else:
-        # Without the choice loops of 32 are unrolled before they are vectorised, and then are not.
-        out[at] = NAN if is_nan else bits
 
 
 @jitable

@@ -1,18 +1,20 @@
 """Numbers times a scale, 16 at a time: explicit vectors where a loop might not become any.
 
-An output is ((value - zero) * scale) + offset in float32, each step rounded once, and then BF16,
-NaN canonical. `by`: zero, scale and offset; 0.0 as a zero and -0.0 as an offset change no bit. No
-bounds are checked, and nothing has to be aligned.
+An output is ((value - zero) * scale) + offset in float32, each step rounded once, NaN canonical,
+and then BF16, or float32 bits where the output array is uint32. `by`: zero, scale and offset; 0.0
+as a zero and -0.0 as an offset change no bit. No bounds are checked, and nothing has to be aligned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from moeconv.kernels.cpu.base import PAIR, nb
+from moeconv.kernels.cpu.base import nb
 from moeconv.kernels.cpu.cache import intrinsic
+from moeconv.kernels.cpu.shuffles import PERMUTE
 from moeconv.kernels.cpu.vectors import (
     LANES,
     Builder,
@@ -28,8 +30,12 @@ from moeconv.kernels.cpu.vectors import (
 TABLE_NBYTES = 2 * LANES  # the low bytes of 16 outputs, then their high bytes
 CODES = np.arange(LANES, dtype=np.float32)
 NO_ZERO, NO_OFFSET = np.float32(0.0), np.float32(-0.0)
+By = tuple[np.float32, np.float32, np.float32]
 BY = nb.UniTuple(nb.float32, 3)
-F32, I16, I32 = ir.FloatType(), ir.IntType(16), ir.IntType(32)
+I32 = ir.IntType(32)
+FLOATS, WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(I32, LANES)
+Read = Callable[[int, int], Vector]  # of a place of `begin`, so many bytes
+Take = Callable[[Builder, Read, Sequence[Any]], Vector]  # and what else `begin` holds: <16 x i32>
 
 
 def _splat(builder: Builder, value: Any) -> Vector:
@@ -39,25 +45,26 @@ def _splat(builder: Builder, value: Any) -> Vector:
 
 
 def _words(value: int) -> Vector:
-    return ir.Constant(ir.VectorType(I32, LANES), [value] * LANES)
+    return ir.Constant(WORDS, [value] * LANES)
 
 
-def _bf16(builder: Builder, values: Vector) -> Vector:
-    """Return <16 x i16> of <16 x float>, rounded to nearest even."""
-    bits = builder.bitcast(values, ir.VectorType(I32, LANES))
-    odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
-    rounded = builder.lshr(builder.add(builder.add(bits, _words(0x7FFF)), odd), _words(16))
+def _rounded(builder: Builder, values: Vector, nbytes: int) -> Vector:
+    """Return <16 x i16> BF16 of <16 x float>, rounded to nearest even, or <16 x i32> bits."""
+    bits = builder.bitcast(values, WORDS)
+    if nbytes == 2:
+        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+        bits = builder.lshr(builder.add(builder.add(bits, _words(0x7FFF)), odd), _words(16))
     is_nan = builder.fcmp_unordered("uno", values, values)
-    chosen = builder.select(is_nan, _words(0x7FC0), rounded)
-    return builder.trunc(chosen, ir.VectorType(I16, LANES))
+    chosen = builder.select(is_nan, _words(0x7FC0 if nbytes == 2 else 0x7FC00000), bits)
+    return builder.trunc(chosen, ir.VectorType(ir.IntType(16), LANES)) if nbytes == 2 else chosen
 
 
-def _scaled(builder: Builder, values: Vector, by: Any) -> Vector:
-    """Return the BF16 of 16 values."""
+def _scaled(builder: Builder, values: Vector, by: Any, nbytes: int) -> Vector:
+    """Return 16 outputs of <16 x float>."""
     numbers = (builder.extract_value(by, i) for i in range(3))
     zero, scale, offset = (_splat(builder, number) for number in numbers)
     product = builder.fmul(builder.fsub(values, zero), scale)
-    return _bf16(builder, builder.fadd(product, offset))
+    return _rounded(builder, builder.fadd(product, offset), nbytes)
 
 
 @intrinsic
@@ -68,8 +75,8 @@ def fill_table(typing: Any, values: Any, tables: Any, at: Any, by: Any) -> Any:
         arrays = tuple(zip(signature.args, given, strict=True))
         start = ir.Constant(given[2].type, 0)
         taken = load(context, builder, (*arrays[0], start), 4 * LANES)
-        taken = builder.bitcast(taken, ir.VectorType(F32, LANES))
-        pairs = builder.bitcast(_scaled(builder, taken, given[3]), bytes_of(2 * LANES))
+        taken = builder.bitcast(taken, FLOATS)
+        pairs = builder.bitcast(_scaled(builder, taken, given[3], 2), bytes_of(2 * LANES))
         order = [*range(0, 2 * LANES, 2), *range(1, 2 * LANES, 2)]
         store(context, builder, (*arrays[1], given[2]), picked(builder, (pairs, pairs), order))
         return context.get_dummy_value()
@@ -77,24 +84,89 @@ def fill_table(typing: Any, values: Any, tables: Any, at: Any, by: Any) -> Any:
     return nb.void(values, tables, at, BY), generate
 
 
-def _scale_of(signed: bool) -> Intrinsic:
+def scale_of(take: Take) -> Intrinsic:
+    """Return what is called `scale(stored, out, begin, by)` in compiled functions.
+
+    begin: int64, as `take` has it and the byte of the output to begin at.
+    """
+
     @intrinsic
-    def scale_16(typing: Any, codes: Any, out: Any, begin: Any, by: Any) -> Any:
+    def scale(typing: Any, stored: Any, out: Any, begin: Any, by: Any) -> Any:
         def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
-            at, out_at = (builder.extract_value(given[2], i) for i in range(2))
+            places = [builder.extract_value(given[2], i) for i in range(begin.count)]
             arrays = tuple(zip(signature.args, given, strict=True))
-            taken = load(context, builder, (*arrays[0], at), LANES)
-            widened = builder.sext if signed else builder.zext
-            wide = widened(taken, ir.VectorType(I32, LANES))
-            values = builder.sitofp(wide, ir.VectorType(F32, LANES))
-            store(context, builder, (*arrays[1], out_at), _scaled(builder, values, given[3]))
+
+            def read(place: int, lanes: int) -> Vector:
+                return load(context, builder, (*arrays[0], places[place]), lanes)
+
+            values = builder.sitofp(take(builder, read, places), FLOATS)
+            nbytes = 4 if out.dtype.bitwidth == 32 else 2
+            outputs = _scaled(builder, values, given[3], nbytes)
+            store(context, builder, (*arrays[1], places[-1]), outputs)
             return context.get_dummy_value()
 
-        return nb.void(codes, out, PAIR, BY), generate
+        return nb.void(stored, out, begin, BY), generate
 
-    return scale_16
+    return scale
 
 
-# (codes, out, begin, by) gives the outputs of 16 bytes; begin: the bytes of both to begin at.
-scale_bytes = _scale_of(signed=False)
-scale_signed_bytes = _scale_of(signed=True)
+def _shifted(builder: Builder, numbers: Vector, shift: Any, nbits: int) -> Vector:
+    """Return `nbits` bits of 16 numbers from bit `shift` on."""
+    by = _splat(builder, builder.trunc(shift, I32))
+    return builder.and_(builder.lshr(numbers, by), _words((1 << nbits) - 1))
+
+
+def _unsigned(builder: Builder, read: Read, begin: Sequence[Any]) -> Vector:
+    """begin: the first byte."""
+    return builder.zext(read(0, LANES), WORDS)
+
+
+def _signed(builder: Builder, read: Read, begin: Sequence[Any]) -> Vector:
+    """begin: the first byte."""
+    return builder.sext(read(0, LANES), WORDS)
+
+
+def fields(nbits: int, high: int = 0) -> Take:
+    """Return what takes `nbits` bits of each byte and, above them, `high` of other bytes.
+
+    begin: the first byte and the field's shift, of both.
+    """
+
+    def take(builder: Builder, read: Read, begin: Sequence[Any]) -> Vector:
+        low = _shifted(builder, _unsigned(builder, read, begin), begin[1], nbits)
+        if not high:
+            return low
+        above = _shifted(builder, builder.zext(read(2, LANES), WORDS), begin[3], high)
+        return builder.or_(low, builder.shl(above, _words(nbits)))
+
+    return take
+
+
+def with_mask(builder: Builder, read: Read, begin: Sequence[Any]) -> Vector:
+    """Take 4 bits of each byte and, above them, a bit of a little-endian word of 16.
+
+    begin: the first byte, the field's shift, the byte of the word.
+    """
+    low = fields(4)(builder, read, begin)
+    word = builder.bitcast(read(2, 2), ir.IntType(16))
+    lanes = _splat(builder, builder.zext(word, I32))
+    bits = builder.and_(builder.lshr(lanes, ir.Constant(WORDS, list(range(LANES)))), _words(1))
+    return builder.or_(low, builder.shl(bits, _words(4)))
+
+
+def looked_up(values: Sequence[int]) -> Take:
+    """Return what takes the signed bytes `values` [16] of 4 bits of each byte.
+
+    begin: the first byte and the field's shift.
+    """
+
+    def take(builder: Builder, read: Read, begin: Sequence[Any]) -> Vector:
+        codes = builder.trunc(fields(4)(builder, read, begin), bytes_of(LANES))
+        table = ir.Constant(bytes_of(LANES), list(values))
+        return builder.sext(PERMUTE(builder, table, codes), WORDS)
+
+    return take
+
+
+scale_bytes, scale_signed_bytes = scale_of(_unsigned), scale_of(_signed)
+scale_nibbles = scale_of(fields(4))

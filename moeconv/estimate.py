@@ -54,7 +54,8 @@ class Estimate(NamedTuple):
 class Place(NamedTuple):
     """The disks that a conversion reads and writes, how many tasks are in flight, and the GPUs.
 
-    `cards` of them, all as `device` is; without any the CPU decodes.
+    `cards` of them, all as `device` is; without any the CPU decodes. `shared`: both disks are one.
+    `cached`: the share of the source that the page cache holds, which no disk reads.
     """
 
     source: Disk
@@ -62,30 +63,30 @@ class Place(NamedTuple):
     jobs: int
     device: Device | None = None
     cards: int = 0
+    shared: bool = False
+    cached: float = 0.0
 
 
 def estimate(work: Workload, figures: Figures, place: Place) -> Estimate | None:
-    """Return how long the work takes; None where a disk or the GPU was not measured.
-
-    The source is taken to be on its disk, not in the page cache.
-    """
+    """Return how long the work takes; None where a disk or the GPU was not measured."""
     read, write = place.source.read, place.output.write
     if read is None or write is None or (place.cards and place.device is None):
         return None
     jobs, device = place.jobs, place.device
     seconds = device.start_seconds if device else figures.start_seconds
     start = Bound(START, 0, seconds, seconds)
-    decode, lacking = _work((DECODE, work.written_nbytes), work.work, figures.rates, jobs)
+    copied = round(work.read_nbytes * place.cached)  # from the page cache
+    doing = {**work.work, COPY: work.work.get(COPY, 0) + copied}
+    decode, lacking = _work((DECODE, work.written_nbytes), doing, figures.rates, jobs)
     there, lacking_there = _device(work, device, place) if device else ((), ())
     lacking = tuple(sorted({*work.slow, *lacking, *lacking_there}))
-    working = (
-        _bound((READ, work.read_nbytes), read, jobs),
+    disks = (
+        _bound((READ, work.read_nbytes - copied), read, jobs),
         _bound((WRITE, work.written_nbytes), write, jobs),
-        decode,
-        *there,
     )
+    working = (*(_one_disk(*disks) if place.shared else disks), decode, *there)
     memory = _memory(work, figures, jobs)
-    bounds = (start, *working, memory)
+    bounds = (start, *disks, decode, *there, memory)
     taken = max(together(working, jobs), memory.seconds)
     return Estimate(start.seconds + taken, max(bounds, key=_seconds), bounds, lacking)
 
@@ -106,6 +107,11 @@ def together(stations: Sequence[Bound], jobs: int) -> float:
         through = number / (apart + sum(stays))
         queues = [through * stay for stay in stays]
     return 1 / through
+
+
+def _one_disk(read: Bound, write: Bound) -> tuple[Bound]:
+    """Return the one station of a disk that is read and written: it does either at a time."""
+    return (read._replace(seconds=read.seconds + write.seconds, one=read.one + write.one),)
 
 
 def _seconds(bound: Bound) -> float:

@@ -181,3 +181,18 @@ def test_a_gpu_that_was_not_measured() -> None:
     other = GPU._replace(rates={})
     found = estimate(ON_GPU, FIGURES, PLACE._replace(device=other, cards=1))
     assert found is not None and found.lacking == ("mxfp4",)
+
+
+def test_one_disk_reads_and_writes_in_turn() -> None:
+    shared = PLACE._replace(shared=True, jobs=MANY)
+    assert seconds(place=shared) == pytest.approx(1 + 2 / 4 + 8 / 2, rel=1e-3)
+    found = estimate(WORK, FIGURES, shared)
+    assert found is not None and [one.name for one in found.bounds][1:3] == [READ, WRITE]
+
+
+def test_no_disk_reads_what_the_page_cache_holds() -> None:
+    found = estimate(WORK, FIGURES, PLACE._replace(cached=0.75))
+    assert found is not None
+    by_name = {bound.name: bound.seconds for bound in found.bounds}
+    assert by_name[READ] == pytest.approx(0.5 / 4)
+    assert by_name[DECODE] == pytest.approx(8 / 8 + 8 / 40 + 1.5 / 10)  # and a copy

@@ -24,7 +24,7 @@ from moeconv.estimate import (
     Place,
     estimate,
 )
-from moeconv.measure.disk import disk_id
+from moeconv.measure.disk import cached_share, disk_id
 from moeconv.measure.figures import Disk, Figures
 from moeconv.plan import Plan
 from moeconv.tasks import Task
@@ -58,10 +58,19 @@ def estimate_plan(
     """Return how long a plan takes; None where a disk or the GPU was not measured."""
     cards = means.cards
     work = workload_of(plan, tasks, frozenset(chosen_files(plan)), gpu=bool(cards))
-    origin = next(iter(plan.model.source.files.values()))
-    source, output = (figures.disks.get(disk_id(path), Disk()) for path in (origin, means.dst))
-    device = figures.devices.get(cards[0].name) if cards else None
-    return estimate(work, figures, Place(source, output, means.jobs, device, len(cards)))
+    sources = plan.model.source.files.values()
+    names = [disk_id(path) for path in (next(iter(sources)), means.dst)]
+    source, output = (figures.disks.get(name, Disk()) for name in names)
+    place = Place(
+        source,
+        output,
+        means.jobs,
+        figures.devices.get(cards[0].name) if cards else None,
+        len(cards),
+        shared=names[0] == names[1],
+        cached=cached_share(sources),
+    )
+    return estimate(work, figures, place)
 
 
 def describe_estimate(found: Estimate) -> dict[str, Json]:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, cycle, islice
@@ -144,6 +144,9 @@ def measure_reads(paths: Sequence[Path], effort: Effort) -> tuple[Rates, bool]:
             for at in range(0, max(file.nbytes - BLOCK_NBYTES, 0) + 1, BLOCK_NBYTES)
         )
         each = -(-effort.nbytes // 2 // BLOCK_NBYTES)
+        if not direct:
+            for file in files:
+                system.drop_pages(file.descriptor, 0, 0)
         runs = [
             [_read(list(islice(blocks, each)), threads, effort) for threads in (1, effort.threads)]
             for _ in range(effort.repeats)
@@ -176,10 +179,24 @@ def _open_all(paths: Sequence[Path], effort: Effort) -> tuple[list[File], bool]:
     ], False
 
 
+def cached_share(paths: Iterable[Path]) -> float:
+    """Return which share of these files the page cache holds; 0 where nothing tells."""
+    there = total = 0
+    for path in paths:
+        descriptor = open_regular(path, str(path))
+        try:
+            nbytes = os.fstat(descriptor).st_size
+            total += nbytes
+            there += min(system.cached_nbytes(descriptor, 0, nbytes), nbytes) if nbytes else 0
+        except OSError:
+            return 0.0
+        finally:
+            os.close(descriptor)
+    return there / total if total else 0.0
+
+
 def _read(blocks: Sequence[tuple[File, int]], threads: int, effort: Effort) -> float:
-    """Return the GB/s of reading blocks, the pages of which the cache is asked to forget."""
-    for file, at in blocks:
-        system.drop_pages(file.descriptor, at, BLOCK_NBYTES)
+    """Return the GB/s of reading blocks."""
     own = threading.local()
 
     def read(block: int) -> int:

@@ -123,3 +123,23 @@ def test_names_of_disks(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     same = {disk.disk_id(tmp_path / name) for name in ("", "a/b", "file")}
     assert len(same) == 1 and same != {disk.disk_id(Path("/proc"))}
+
+
+def test_what_the_page_cache_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / "a", tmp_path / "b", tmp_path / "empty"]
+    for path, nbytes in zip(paths, (4096, 3 * 4096, 0), strict=True):
+        path.write_bytes(bytes(nbytes))
+    monkeypatch.setattr(system, "cached_nbytes", lambda descriptor, at, nbytes: nbytes % 12288)
+    assert disk.cached_share(paths) == 0.25
+    assert disk.cached_share([]) == 0.0
+    fail_nth(monkeypatch, "cached_nbytes", 1, errno.ENOSYS)
+    assert disk.cached_share(paths) == 0.0
+
+
+def test_reading_past_the_page_cache_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = disk.made_file(tmp_path, EFFORT)
+    dropped = fail_nth(monkeypatch, "drop_pages", 0)
+    _, direct = disk.measure_reads([path], EFFORT)
+    assert (dropped.calls == 0) == direct

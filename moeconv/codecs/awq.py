@@ -82,5 +82,5 @@ class Awq:
         zeros: torch.Tensor | int = 1 << (BITS - 1)
         if params["zeros"] == "packed":
             zeros = awq_fields(parts["qzeros"]).T  # [R, G]
-        index = b.column_groups(window, int(params["group_size"]), None)
+        index = b.column_groups(window, int(params["group_size"]), None, codes.device)
         return b.scaled(codes, zeros, parts["scales"].T, index)

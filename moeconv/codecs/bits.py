@@ -94,7 +94,9 @@ def group_count(cols: int, group_size: int) -> int:
     return 1 if group_size == ONE_GROUP else -(-cols // group_size)
 
 
-def column_groups(window: Window, group_size: int, g_idx: torch.Tensor | None) -> torch.Tensor:
+def column_groups(
+    window: Window, group_size: int, g_idx: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
     """Return int64 [C]: which group of the window's slice of scales each column takes.
 
     `g_idx` (activation order): the groups of the columns, among all groups of the row.
@@ -103,7 +105,7 @@ def column_groups(window: Window, group_size: int, g_idx: torch.Tensor | None) -
 
     if g_idx is not None:
         return g_idx.reshape(-1).long()
-    columns = torch.arange(window.col_start, window.col_stop)
+    columns = torch.arange(window.col_start, window.col_stop, device=device)
     if group_size == ONE_GROUP:
         return torch.zeros_like(columns)
     return columns // group_size - window.col_start // group_size
@@ -116,7 +118,6 @@ def scaled(
 
     q - z is exact in integers, so the product is the only rounding.
     """
-    index = index.to(codes.device)
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < scales.shape[1]:
         raise no_such_group(int(index.min()), int(index.max()), scales.shape[1])
     at_zero = zeros if isinstance(zeros, int) else zeros[:, index]

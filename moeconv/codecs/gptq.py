@@ -256,13 +256,13 @@ def _zeros_kind(found: Mapping[str, TensorRef], sym: bool) -> str:
 
 def _groups(parts: Mapping[str, torch.Tensor], window: Window, params: Params) -> torch.Tensor:
     """Return int64 [C] groups; refuses a g_idx that the config says to be in order and is not."""
-    group_size = int(params["group_size"])
+    group_size, device = int(params["group_size"]), parts["qweight"].device
     if params["act_order"]:
-        return b.column_groups(window, group_size, parts["g_idx"])
-    index = b.column_groups(window, group_size, None)
+        return b.column_groups(window, group_size, parts["g_idx"], device)
+    index = b.column_groups(window, group_size, None, device)
     if "g_idx" in parts:
         first = 0 if group_size == b.ONE_GROUP else window.col_start // group_size
-        if not bool((parts["g_idx"].reshape(-1).cpu().long() == index + first).all()):
+        if not bool((parts["g_idx"].reshape(-1).long() == index + first).all()):
             raise not_in_order()
     return index
 

@@ -94,5 +94,6 @@ class IntQuantized:
         """Return float32 [R, C] from int8 weight [R, C], weight_scale and weight_zero_point
         [R, G] or [1, 1], weight_g_idx [1, C]."""
         zeros = parts["weight_zero_point"].long() if params["zeros"] else 0
-        index = b.column_groups(window, int(params["group_size"]), parts.get("weight_g_idx"))
+        g_idx, device = parts.get("weight_g_idx"), parts["weight"].device
+        index = b.column_groups(window, int(params["group_size"]), g_idx, device)
         return b.scaled(parts["weight"].long(), zeros, parts["weight_scale"], index)

@@ -155,7 +155,8 @@ class PackedInt:
             zeros = parts["weight_zero_point"].long() + middle
         if params["zeros"] == "packed":
             zeros = b.unpack(parts["weight_zero_point"].T, bits, run, window.rows).T  # [R, G]
-        index = b.column_groups(window, int(params["group_size"]), parts.get("weight_g_idx"))
+        g_idx, device = parts.get("weight_g_idx"), codes.device
+        index = b.column_groups(window, int(params["group_size"]), g_idx, device)
         return b.scaled(codes, zeros, parts["weight_scale"], index)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import struct
 import sys
 
 import gguf
@@ -16,49 +15,18 @@ import torch
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import KERNELS, Counts, ggml
-from moeconv.types import Params
-from tests.kernels.oracle import OUTPUTS, PADDING, check, rounded
+from tests.kernels.ggml_blocks import (
+    HALVES,
+    expected,
+    half,
+    params_of,
+    some_blocks,
+    tamed,
+)
+from tests.kernels.oracle import OUTPUTS, PADDING, check
 
 DECODE = KERNELS["ggml"]
 KINDS = tuple(ggml.BLOCK_TYPES)
-# Where a block keeps its halves.
-HALVES: dict[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "MXFP4": (),
-}
-
-
-def params_of(kind: str) -> Params:
-    cols, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    return {"type": kind, "block_cols": int(cols), "block_nbytes": int(nbytes)}
-
-
-def some_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> np.ndarray:
-    """Return random bytes: one half in 32 is NaN or Inf, as many are subnormal."""
-    nbytes = int(params_of(kind)["block_nbytes"])
-    return np.random.default_rng(seed).integers(0, 256, (rows, blocks * nbytes), np.uint8)
-
-
-def tamed(kind: str, rows: np.ndarray) -> np.ndarray:
-    """Return the rows with halves below 2, and scale bytes of MXFP4 that overflow nothing."""
-    nbytes = int(params_of(kind)["block_nbytes"])
-    blocks = rows.copy().reshape(-1, nbytes)
-    for at in HALVES.get(kind, ()):
-        blocks[:, at + 1] &= 0xBF
-    if kind == "MXFP4":
-        blocks[:, 0] = 100 + blocks[:, 0] % 30
-    return blocks.reshape(rows.shape)
 
 
 def decode(kind: str, rows: np.ndarray, dtype: str) -> tuple[np.ndarray, Counts]:
@@ -69,22 +37,12 @@ def decode(kind: str, rows: np.ndarray, dtype: str) -> tuple[np.ndarray, Counts]
     return out.view(f"u{out.itemsize}"), counts
 
 
-def expected(kind: str, rows: np.ndarray, dtype: str) -> tuple[np.ndarray, Counts]:
-    with np.errstate(all="ignore"):
-        values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
-    return rounded(torch.from_numpy(values), dtype)
-
-
 def compare(kind: str, rows: np.ndarray, dtypes: tuple[str, ...] = tuple(OUTPUTS)) -> None:
     for dtype in dtypes:
         wanted, wanted_counts = expected(kind, rows, dtype)
         bits, counts = decode(kind, rows, dtype)
         np.testing.assert_array_equal(bits, wanted, dtype)
         assert counts == wanted_counts, dtype
-
-
-def half(value: float) -> bytes:
-    return struct.pack("<e", value)
 
 
 def test_the_sizes_are_gguf_pys() -> None:

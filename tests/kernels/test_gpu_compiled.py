@@ -76,10 +76,17 @@ def test_every_kernel_compiles_and_nothing_changes_bits() -> None:
 
 @linux
 def test_memory_is_read_and_written_in_wide_words() -> None:
-    """Where parts and output are aligned; scales may be read one by one, numbers may not."""
+    """Where parts and output are aligned; scales may be read one by one, numbers may not.
+
+    Most of ggml's blocks have lengths that leave their rows unaligned.
+    """
     halves = [one for one in compiled() if one.dtype == "BF16" and one.title not in MANY_SCALES]
     assert {one.order for one in halves} == {"rows", "turned"}
-    narrow = [one[:4] for one in halves if one.share("ld", 4) < 0.4 or one.share("st", 8) < 1]
+    narrow = [
+        one[:4]
+        for one in halves
+        if (one.codec != "ggml" and one.share("ld", 4) < 0.4) or one.share("st", 8) < 1
+    ]
     assert narrow == []
 
 

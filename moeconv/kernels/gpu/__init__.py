@@ -19,6 +19,7 @@ KERNELS: Mapping[str, str] = {
     "fp8-block": "fp8.decode_block",
     "fp8-channel": "fp8.decode_channel",
     "fp8-tensor": "fp8.decode_tensor",
+    "ggml": "ggml.decode",
     "gptq": "gptq.decode",
     "int-quantized": "int_quantized.decode",
     "mxfp4": "mxfp4.decode",

@@ -11,12 +11,12 @@ import triton.language as tl
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu.base import MAGNITUDE, check_out, counted
 from moeconv.kernels.gpu.scaled import (
+    OVERFLOWS,
     check_rows,
     corner,
     launch_of,
     place,
-    place_counted,
-    tame,
+    place_checked,
     tile_of,
 )
 from moeconv.types import Params
@@ -29,8 +29,6 @@ SOURCES: Mapping[str, tuple[torch.dtype, torch.dtype, int]] = {
     "F64": (torch.float64, torch.float64, 3),
 }
 REGISTERS = 80  # with fewer, what is rare spills before it is known to be needed
-# The bits of the smallest float32 that rounds to Inf.
-OVERFLOWS: Mapping[str, int] = {"BF16": 0x7F7F8000, "F16": 0x477FF000, "F32": 0x7F800000}
 
 
 @triton.jit
@@ -53,15 +51,14 @@ def _decode(
         value = stored.to(tl.float32, bitcast=True)
     else:
         value = stored.to(tl.float32)
-    wild = tl.max(value.to(tl.int32, bitcast=True) & MAGNITUDE) >= OVERFLOW
     if SOURCE == CODE:
         place(stored, out, row, col, rows, cols, out_row, out_col, TURNED)
-        if wild:
+        if tl.max(value.to(tl.int32, bitcast=True) & MAGNITUDE) >= OVERFLOW:
             counted(value, stored, mask, counts, CODE)
-    elif wild:
-        place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)
     else:
-        place(tame(value, CODE), out, row, col, rows, cols, out_row, out_col, TURNED)
+        place_checked(
+            value, out, counts, row, col, rows, cols, out_row, out_col, OVERFLOW, CODE, TURNED
+        )  # fmt: skip
 
 
 def decode(

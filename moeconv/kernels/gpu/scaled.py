@@ -28,6 +28,8 @@ STEPPED_TILE = (64, 64)  # each element has an address of its own
 RESOURCES: Mapping[str, int] = {"num_warps": 8, "maxnreg": 64}
 # Results below which nothing rounds to Inf, by output dtype.
 HIGHEST: Mapping[str, float] = {"BF16": 2.0**127, "F16": 2.0**15, "F32": 2.0**127}
+# The bits of the smallest float32 that rounds to Inf.
+OVERFLOWS: Mapping[str, int] = {"BF16": 0x7F7F8000, "F16": 0x477FF000, "F32": 0x7F800000}
 # What a scale is stored as: E8M0 bytes, BF16 bits, float numbers.
 SCALE_KINDS: Mapping[torch.dtype, int] = {
     torch.uint8: 0,
@@ -212,3 +214,16 @@ def place_counted(
     result = rounded(value, CODE)
     place(result, out, row, col, rows, cols, out_row, out_col, TURNED)
     counted(value, result, (row[:, None] < rows) & (col[None, :] < cols), counts, CODE)
+
+
+@triton.jit
+def place_checked(
+    value, out, counts, row, col, rows, cols, out_row, out_col, OVERFLOW: tl.constexpr,
+    CODE: tl.constexpr, TURNED: tl.constexpr,
+):  # fmt: skip
+    """Round and store float32 values of which no scale says whether they are tame; count them."""
+    top = tl.max(value.to(tl.int32, bitcast=True) & MAGNITUDE)
+    if top < OVERFLOW:
+        place(tame(value, CODE), out, row, col, rows, cols, out_row, out_col, TURNED)
+    else:
+        place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)

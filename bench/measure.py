@@ -68,7 +68,8 @@ def run_telling(
             "    io = dict(line.split(': ') for line in open('/proc/self/io'))\n"
             "    names = ('rchar', 'wchar', 'read_bytes', 'write_bytes')\n"
             "    found = [peak, *(int(io[name]) for name in names)]\n"
-            f"    json.dump([found, figures], open({report.name!r}, 'w'))\n"
+            f"    with open({report.name!r}, 'w') as report:\n"
+            "        json.dump([found, figures], report)\n"
             "atexit.register(_tell)\n" + code
         )
         before = os.times()
@@ -94,10 +95,13 @@ def installed() -> dict[str, str]:
 
 def moeconv(*arguments: str, cores: int = 0, codes: Sequence[int] = (0,)) -> Cost:
     """Measure a command of moeconv that ends with one of these exit codes."""
-    code = (
+    code = (  # ends as moeconv/__main__.py does
+        "import os\n"
         "from moeconv.cli import main\n"
         "try:\n    main()\nexcept SystemExit as stop:\n"
         f"    assert (stop.code or 0) in {tuple(codes)}, stop.code\n"
+        "    _tell()\n"
+        "    os._exit(0)\n"
     )
     return run_telling(code, arguments, cores=cores).cost
 

@@ -15,6 +15,7 @@ from moeconv.kernels.cpu.base import (
     ELEMENTS,
     FLOATS_IN,
     INT,
+    PAIR,
     TRIPLE,
     Array,
     Counts,
@@ -30,23 +31,17 @@ from moeconv.kernels.cpu.scaled import f4, products
 from moeconv.kernels.cpu.shuffles import LookUp, nibbles_to_16, nibbles_to_32
 from moeconv.kernels.cpu.vectors import LANES
 
-U8 = np.dtype(np.uint8)
+U1, U8 = np.uint8, np.dtype(np.uint8)
+STRETCH = 16  # scales whose outputs are made at a time
 PAIRS = LANES // 2  # bytes that are looked up at a time
 FOUR_BIT, ONE_BYTE = 16, 256  # how many codes and scales there are
+ALL = FOUR_BIT * ONE_BYTE
 FINE, NAN_KIND, INF_KIND, OVERFLOW_KIND = range(4)
 VALUES = np.array(E2M1, f4)
-
-
-class Tables(NamedTuple):
-    """What 256 scales make of 16 codes, as uint8.
-
-    planes: flat [256, bytes per output, 16]; kinds: flat [256, 16], FINE or what is to be
-    counted; marks: [256], whether a scale makes any that is.
-    """
-
-    planes: npt.NDArray[np.uint8]
-    kinds: npt.NDArray[np.uint8]
-    marks: npt.NDArray[np.uint8]
+# What 256 scales make of 16 codes, one behind the other in a uint8 array: planes [256, bytes per
+# output, 16]; kinds [256, 16], FINE or what is to be counted; marks [256], whether a scale makes
+# any that is. (Every array that a kernel takes costs time at each call.)
+Tables = npt.NDArray[np.uint8]
 
 
 class Job(NamedTuple):
@@ -90,31 +85,39 @@ def _classify(wide: Array, overflow: np.uint32, kinds: Array, marks: Array) -> N
         marks[scale] = most
 
 
-@compiled((FLOATS_IN, FLOATS_IN, nb.UniTuple(BYTES_OUT, 3), INT))
-def _fill(values: Array, scales: Array, tables: tuple[Array, Array, Array], code: int) -> None:
-    """Fill the planes, kinds and marks of float32 values [16] times scales [256], rounded once."""
-    planes, kinds, marks = tables
-    exact, wide = np.empty(kinds.size, u8), np.empty(kinds.size, u4)
-    each, by = np.empty(kinds.size, f4), np.empty(kinds.size, f4)
-    for scale in range(ONE_BYTE):
-        for i in range(FOUR_BIT):
-            each[scale * FOUR_BIT + i] = values[i]
-            by[scale * FOUR_BIT + i] = scales[scale]
-    products(each, by, exact, wide)
-    outputs = np.empty(planes.size, np.uint8)
-    narrow(code, wide, outputs)
-    if outputs.size == 2 * kinds.size:
-        _to_planes(outputs.view(u2), planes)
-    else:
-        _to_planes(outputs.view(u4), planes)
-    _classify(wide, overflow_of(code), kinds, marks)
+@compiled((FLOATS_IN, BYTES_OUT, PAIR))
+def _fill(scales: Array, tables: Array, how: Pair) -> None:
+    """Fill the tables of e2m1 codes times float32 scales [256], rounded once.
+
+    how: output dtype, its bytes. A few scales at a time: cold memory costs more than the products.
+    """
+    code, width = how
+    count = STRETCH * FOUR_BIT
+    exact, wide, outputs = np.empty(count, u8), np.empty(count, u4), np.empty(count * width, U1)
+    each, by = np.empty(count, f4), np.empty(count, f4)
+    for i in range(count):
+        each[i] = VALUES[i % FOUR_BIT]
+    for first in range(0, ONE_BYTE, STRETCH):
+        for i in range(count):
+            by[i] = scales[first + i // FOUR_BIT]
+        products(each, by, exact, wide)
+        narrow(code, wide, outputs)
+        begin = first * FOUR_BIT
+        planes = tables[begin * width : (begin + count) * width]
+        if width == 2:
+            _to_planes(outputs.view(u2), planes)
+        else:
+            _to_planes(outputs.view(u4), planes)
+        kinds = tables[ALL * width + begin : ALL * width + begin + count]
+        marks = ALL * (width + 1) + first
+        _classify(wide, overflow_of(code), kinds, tables[marks : marks + STRETCH])
 
 
 def tables_of(scales: npt.NDArray[np.float32], out_dtype: str) -> Tables:
     """Return the tables of e2m1 codes under float32 scales [256]."""
-    count, width = FOUR_BIT * ONE_BYTE, ELEMENTS[out_dtype].itemsize
-    tables = Tables(np.empty(count * width, U8), np.empty(count, U8), np.empty(ONE_BYTE, U8))
-    _fill(VALUES, scales, tuple(tables), CODES[out_dtype])
+    width = ELEMENTS[out_dtype].itemsize
+    tables = np.empty(ALL * (width + 1) + ONE_BYTE, U8)
+    _fill(scales, tables, (CODES[out_dtype], width))
     return tables
 
 
@@ -152,24 +155,24 @@ def _decoder(look_up: LookUp, width: int, steps: int) -> Callable[..., bool]:
     decode_rest = _rest_decoder(look_up, width)
 
     @jitable
-    def decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> bool:
+    def decode(stored: Two, tables: Array, out: Array, pitches: Triple, job: Job) -> bool:
         """Fill `out`; return whether a scale is marked."""
-        (codes, scales), (planes, marks) = stored, tables
-        marked = np.uint8(0)
+        codes, scales = stored
+        marked, marks = np.uint8(0), ALL * (width + 1)
         groups = job.cols // job.group_cols
         for row in range(job.rows):
             at, out_at = row * pitches[0], row * pitches[2]
             for group in range(groups):
                 scale = int(scales[row * pitches[1] + group])
-                marked |= marks[scale]
+                marked |= tables[marks + scale]
                 for _ in range(steps):
-                    look_up(codes, planes, out, (at, scale * nbytes, out_at))
+                    look_up(codes, tables, out, (at, scale * nbytes, out_at))
                     at, out_at = at + PAIRS, out_at + given
             left = job.cols - groups * job.group_cols
             if left:
                 scale = int(scales[row * pitches[1] + groups])
-                marked |= marks[scale]
-                decode_rest(codes, planes, scale * nbytes, out, (at, out_at), left)
+                marked |= tables[marks + scale]
+                decode_rest(codes, tables, scale * nbytes, out, (at, out_at), left)
         return bool(marked != 0)
 
     found: Callable[..., bool] = decode
@@ -181,12 +184,11 @@ _one_to_16, _two_to_16 = _decoder(nibbles_to_16, 2, 1), _decoder(nibbles_to_16, 
 _one_to_32, _two_to_32 = _decoder(nibbles_to_32, 4, 1), _decoder(nibbles_to_32, 4, 2)
 
 
-@compiled((TWO, TWO, BYTES_OUT, TRIPLE, JOB))
-def _decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> bool:
+@compiled((TWO, BYTES_IN, BYTES_OUT, TRIPLE, JOB))
+def _decode(stored: Two, tables: Array, out: Array, pitches: Triple, job: Job) -> bool:
     """Fill `out`; return whether a scale is marked.
 
-    stored: codes and scales; tables: planes and marks; pitches: bytes per row of codes, scales
-    and out.
+    stored: codes and scales; pitches: bytes per row of codes, scales and out.
     """
     if job.width == 2:
         if job.group_cols == LANES:
@@ -197,22 +199,22 @@ def _decode(stored: Two, tables: Two, out: Array, pitches: Triple, job: Job) -> 
     return _two_to_32(stored, tables, out, pitches, job)
 
 
-@compiled((TWO, TWO, TRIPLE, JOB))
-def _count(stored: Two, tables: Two, pitches: Triple, job: Job) -> Triple:
-    """Return the counts. tables: kinds and marks."""
+@compiled((TWO, BYTES_IN, TRIPLE, JOB))
+def _count(stored: Two, tables: Array, pitches: Triple, job: Job) -> Triple:
+    """Return the counts."""
     codes, scales = stored
-    kinds, marks = tables
+    kinds, marks = ALL * job.width, ALL * (job.width + 1)
     nan = inf = over = 0
     for row in range(job.rows):
         for group in range((job.cols + job.group_cols - 1) // job.group_cols):
             scale = np.int64(scales[row * pitches[1] + group])
-            if not marks[scale]:
+            if not tables[marks + scale]:
                 continue
             first = group * job.group_cols
             for col in range(first, min(first + job.group_cols, job.cols)):
                 pair = codes[row * pitches[0] + col // 2]
                 code = pair & np.uint8(15) if col % 2 == 0 else pair >> np.uint8(4)
-                kind = kinds[scale * FOUR_BIT + np.int64(code)]
+                kind = tables[kinds + scale * FOUR_BIT + np.int64(code)]
                 nan += int(kind == NAN_KIND)
                 inf += int(kind == INF_KIND)
                 over += int(kind == OVERFLOW_KIND)
@@ -227,6 +229,6 @@ def decode(codes: Array, scales: Array, tables: Tables, group_cols: int, out: Ar
     taken, by, given = rows_of(codes), rows_of(scales), rows_of(out)
     job = Job(rows, cols, out.itemsize, group_cols)
     stored, pitches = (taken.memory, by.memory), (taken.pitch, by.pitch, given.pitch)
-    if not _decode(stored, (tables.planes, tables.marks), given.memory, pitches, job):
+    if not _decode(stored, tables, given.memory, pitches, job):
         return Counts(0, 0, 0)
-    return Counts(*_count(stored, (tables.kinds, tables.marks), pitches, job))
+    return Counts(*_count(stored, tables, pitches, job))

@@ -44,18 +44,18 @@ def targets_of(kind: str) -> list[str]:
 
 
 def run_source(folder: Path, kind: str, given: Source, repeats: int) -> list[Row]:
-    """Write every target `repeats` times in turn, after one that warms the caches."""
+    """Write every target `repeats` times in turn, after a turn that does not count."""
     costs: dict[str, list[Cost]] = {name: [] for name in targets_of(kind)}
     written = dict.fromkeys(costs, 0)
-    for name in (BASE, *(name for _ in range(repeats) for name in costs)):
+    for name in (name for _ in range(repeats + 1) for name in costs):
         target = folder / f"ranks-{name}"
         options = (*TARGETS[name], "--verify", "none")
         costs[name].append(fresh(target, lambda: convert(given.root, target, *options)))  # noqa: B023
         written[name] = sum(path.stat().st_size for path in target.rglob("*.safetensors"))
         shutil.rmtree(target)
-    costs[BASE].pop(0)
     return [
-        Row(kind, name, written[name], given.nbytes, middle(found)) for name, found in costs.items()
+        Row(kind, name, written[name], given.nbytes, middle(found[1:]))
+        for name, found in costs.items()
     ]
 
 

@@ -102,9 +102,8 @@ def _given(
     stored: Stored, job: ints.Job, out: Array, by_words: bool
 ) -> tuple[ints.Memory, ints.Columns, Array, ints.Pitches, ints.Job]:
     """Return the arguments of a kernel; by_words: whether it reads words of codes."""
-    parts = (stored.codes, stored.scales, stored.zeros)
-    codes, scales, zeros = (rows_of(part) for part in parts)
-    given = rows_of(out)
+    codes, scales, given = rows_of(stored.codes), rows_of(stored.scales), rows_of(out)
+    zeros = scales if stored.zeros is stored.scales else rows_of(stored.zeros)
     once = len(stored.scales) == 1  # and every row takes it
     pitches = (
         codes.pitch // 4 if by_words else codes.pitch,

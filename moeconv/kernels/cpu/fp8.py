@@ -168,11 +168,15 @@ def _fill_tables(floats: Array, at: int, groups: Array, form: int, tables: Array
 
 @jitable
 def _new_tables(scales: Scales, job: Job) -> Array:
-    """Return room for the tables of a band; of E8M0 scales the tables of all that are tame."""
+    """Return room for the tables of a band; of E8M0 scales the tables of all tame ones met."""
+    stored, _, values = scales
     tables = np.empty(max(256, CHUNK // SHORT + 2) * TABLE, np.uint8)
-    if scales[2].size:
-        for scale in range(job.low >> 23, (job.high >> 23) + 1):
-            fill_table(job.form, scales[2][scale], tables, scale * TABLE)
+    if values.size:
+        least, most = np.uint8(255), np.uint8(0)
+        for i in range(stored.size):
+            least, most = min(least, stored[i]), max(most, stored[i])
+        for scale in range(max(job.low >> 23, int(least)), min(job.high >> 23, int(most)) + 1):
+            fill_table(job.form, values[scale], tables, scale * TABLE)
     return tables
 
 

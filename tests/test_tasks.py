@@ -74,9 +74,10 @@ def test_each_source_byte_is_read_once(kind: str, options: dict[str, Any], tmp_p
     assert len(seen) == len(set(seen))
     result = api.convert(plan, tmp_path / "out")
     parts = {ref.name: ref.nbytes for weight in plan.weights for ref in weight.parts.values()}
-    assert result.read_nbytes <= sum(parts.values())
+    # What lies between two parts may be read along: at most a 32nd of them (store/direct.py).
+    assert result.read_nbytes <= sum(parts.values()) * 33 / 32
     if not plan.options.partial:
-        assert result.read_nbytes == sum(parts.values())
+        assert result.read_nbytes >= sum(parts.values())
 
 
 @pytest.mark.parametrize("options", OPTIONS[:4])

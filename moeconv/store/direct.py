@@ -10,6 +10,7 @@ from typing import NamedTuple
 from moeconv.store import system
 from moeconv.store.buffers import PAGE_NBYTES, Bytes, address
 
+LEAST_WANTED = 32  # bytes wanted for each that is read and thrown away
 Ranges = Sequence[tuple[int, Bytes]]  # (offset in the file, the bytes to fill), in order
 
 
@@ -57,13 +58,20 @@ def extent(ranges: Ranges) -> tuple[int, int]:
 
 
 def near(ranges: Ranges, gap_nbytes: int) -> Iterator[Ranges]:
-    """Yield ranges in order as groups, between which there is more than a gap."""
+    """Yield ranges in order as groups that one request reads.
+
+    A gap within a group is at most so long, and a small share of what is wanted around it: many
+    small ranges must not read a file many times.
+    """
     group: list[tuple[int, Bytes]] = []
+    wanted = 0
     for offset, view in ranges:
-        if group and not 0 <= offset - extent(group)[1] <= gap_nbytes:
+        gap = offset - extent(group)[1] if group else 0
+        if group and not 0 <= gap <= min(gap_nbytes, (wanted + view.size) // LEAST_WANTED):
             yield group
-            group = []
+            group, wanted = [], 0
         group.append((offset, view))
+        wanted += view.size
     if group:
         yield group
 

@@ -154,7 +154,7 @@ def test_small_ranges_go_through_the_cache(
 
 
 @pytest.mark.parametrize("seems", [True, False])
-@pytest.mark.parametrize(("gap", "requests"), [(0, 1), (60_000, 1), (70_000, 2)])
+@pytest.mark.parametrize(("gap", "requests"), [(0, 1), (19_000, 1), (20_000, 2), (70_000, 2)])
 def test_near_ranges_are_one_request(
     source: Reader, monkeypatch: pytest.MonkeyPatch, seems: bool, gap: int, requests: int
 ) -> None:

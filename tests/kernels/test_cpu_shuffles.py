@@ -109,9 +109,9 @@ def test_features_follow_what_numba_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert cpu_features() == {"+sse2", "-ssse3"}
 
 
-def outputs_on(cpu: dict[str, str], cache: Path) -> list[str]:
+def outputs_on(**variables: str) -> list[str]:
     """Return which form of the look-up a fresh interpreter takes, and a digest of outputs."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), **cpu}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     run = subprocess.run(
         [sys.executable, "-c", USE], env=environ, cwd=ROOT, capture_output=True, text=True
     )
@@ -122,8 +122,8 @@ def outputs_on(cpu: dict[str, str], cache: Path) -> list[str]:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86-64 CPU")
 def test_kernels_without_the_shuffle(tmp_path: Path) -> None:
     """numba compiles for a CPU that has no byte shuffle; the outputs are the same."""
-    here = outputs_on({}, tmp_path)
-    form, digest = outputs_on({"NUMBA_CPU_NAME": "generic"}, tmp_path)
+    here = outputs_on()
+    form, digest = outputs_on(NUMBA_CPU_NAME="generic", XDG_CACHE_HOME=str(tmp_path))
     assert form == "portable"
     assert digest == here[1]
     assert here[0] == ("pshufb" if HAS_SHUFFLE else "portable")

@@ -22,13 +22,14 @@ from moeconv.kernels.cpu.base import (
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
 from moeconv.kernels.cpu.floats import as_f32, as_u4
+from moeconv.kernels.cpu.squares import turn_square
 
 FLOATS_OUT = nb.Array(nb.float32, 1, "C", aligned=False)
 INF_BF16 = 0x7F80
 MAGNITUDE_BF16 = np.uint16(0x7FFF)
 QUADS = TILE_BYTES // 4  # words of 4 codes per row of a tile
 HALF_BYTES = HALF_ROWS * TILE_BYTES
-HALF_WORDS = HALF_BYTES // 4
+SIDE = 4  # of a square of 32-bit words that is turned in registers: a quad each
 INVERSE_127 = np.float32(1) / np.float32(FORMS["amxint8"].levels)
 INVERSE_112 = 1.0 / FORMS["amxint4"].levels
 # Adding 1.5 * 2^23 leaves the nearest even integer in the low bits.
@@ -83,9 +84,9 @@ def _nibble(code: np.int32) -> np.int32:
 
 @jitable
 def _quantize_8(source: Array, factors: tuple[np.float32, np.float32], codes: Array) -> None:
-    """Fill 64 bytes from 64 BF16."""
+    """Fill bytes [N] from BF16 [N]; a row of a strip at a time, so that the loop is a long one."""
     lift, inverse = factors
-    for j in range(TILE_BYTES):
+    for j in range(source.size):
         codes[j] = u1(_round(source[j], lift, inverse))
 
 
@@ -100,44 +101,33 @@ def _quantize_4(source: Array, factors: tuple[np.float32, np.float32], codes: Ar
 
 
 @jitable
-def _riffle(words: Array, out: Array) -> None:
-    """Fill out [256] with the two halves of words [256] in turn."""
-    for i in range(HALF_WORDS // 2):
-        out[2 * i] = words[i]
-        out[2 * i + 1] = words[HALF_WORDS // 2 + i]
+def _transpose(words: Array, at: int, pitch: int, out: Array) -> None:
+    """Fill uint32 out [16 quads, 16 rows] from words [16 rows, 16 quads] that begin at `at`."""
+    for row in range(0, HALF_ROWS, SIDE):
+        for quad in range(0, HALF_ROWS, SIDE):
+            read = (at + row * pitch + quad, pitch)
+            turn_square(words, out, read, (quad * HALF_ROWS + row, HALF_ROWS))
 
 
 @jitable
-def _transpose(words: Array, spare: Array, out: Array) -> None:
-    """Fill out [16 quads, 16 rows] from words [16 rows, 16 quads], which it overwrites.
+def _quantize(memory: Array, pitch: int, width: int, work: tuple[Array, Array], bits: int) -> int:
+    """Fill the strip with the bytes of 16 rows of `width` columns; return how many a row has.
 
-    A riffle rotates the bits of every index by one: after four of them rows and quads have changed
-    places, all by contiguous loads and stores.
+    Row r begins at byte r * pitch of memory. work: (lift, inverse) of each row, the strip.
     """
-    _riffle(words, spare)
-    _riffle(spare, words)
-    _riffle(words, spare)
-    _riffle(spare, out)
-
-
-@jitable
-def _pack_half(memory: Array, pitch: int, work: tuple[Array, Array], out: Array, bits: int) -> None:
-    """Fill 1024 bytes from 16 rows of one tile; row r begins at byte r * pitch of memory.
-
-    work: (lift, inverse) of each row; room for 2048 bytes.
-    """
-    factors, scratch = work
-    width = 2 * TILE_BYTES * 8 // bits  # bytes of BF16 per row
+    factors, strip = work
+    nbytes = width * bits // 8
     for row in range(HALF_ROWS):
-        source = memory[row * pitch : row * pitch + width].view(u2)
-        given = scratch[row * TILE_BYTES : row * TILE_BYTES + TILE_BYTES]
+        source = memory[row * pitch : row * pitch + width * 2].view(u2)
+        given = strip[row * nbytes : row * nbytes + nbytes]
         pair = (factors[2 * row], factors[2 * row + 1])
         if bits == 8:
             _quantize_8(source, pair, given)
         else:
-            _quantize_4(source, pair, given)
-    words = scratch.view(u4)
-    _transpose(words[:HALF_WORDS], words[HALF_WORDS:], out.view(u4))
+            for at in range(0, nbytes, TILE_BYTES):
+                tile = source[2 * at : 2 * at + 2 * TILE_BYTES]
+                _quantize_4(tile, pair, given[at : at + TILE_BYTES])
+    return nbytes
 
 
 @jitable
@@ -147,19 +137,20 @@ def _pack_step(
     """Fill the bytes of rows row..row + 32. shape: rows, cols, pitch; form: bits, N_BLOCK."""
     rows, cols, pitch = shape
     bits, block_rows = form
-    factors, scratch = work
+    factors, strip = work
     first = row // block_rows * block_rows
     high = min(block_rows, rows - first)
-    tile_cols = TILE_BYTES * 8 // bits
     for left in range(0, cols, BLOCK_COLS):
         width = min(BLOCK_COLS, cols - left)
         at = (first * cols + left * high + (row - first) * width) * bits // 8
-        for col in range(left, left + width, tile_cols):
-            for half in range(0, STEP_ROWS, HALF_ROWS):
-                taken = memory[(row + half) * pitch + col * 2 :]
-                pair = (factors[2 * half :], scratch)
-                _pack_half(taken, pitch, pair, out[at : at + HALF_BYTES], bits)
-                at += HALF_BYTES
+        for half in range(2):
+            taken = memory[(row + half * HALF_ROWS) * pitch + left * 2 :]
+            pair = (factors[2 * half * HALF_ROWS :], strip)
+            nbytes = _quantize(taken, pitch, width, pair, bits)
+            for tile in range(nbytes // TILE_BYTES):
+                begin = at + (2 * tile + half) * HALF_BYTES
+                given = out[begin : begin + HALF_BYTES].view(u4)
+                _transpose(strip.view(u4), tile * HALF_ROWS, nbytes // 4, given)
 
 
 @compiled((BYTES_IN, TRIPLE, FLOATS_OUT, BYTES_OUT, PAIR))
@@ -167,7 +158,7 @@ def _encode(memory: Array, shape: Triple, scales: Array, out: Array, form: Pair)
     """Fill scales [R], and out where it has room; return the first row with NaN or Inf, or -1."""
     rows, cols, pitch = shape
     factors = np.empty(2 * STEP_ROWS, f4)
-    scratch = np.empty(2 * HALF_BYTES, u1)
+    strip = np.empty(HALF_ROWS * min(cols, BLOCK_COLS) * form[0] // 8, u1)
     for row in range(0, rows, STEP_ROWS):
         for i in range(STEP_ROWS):
             start = (row + i) * pitch
@@ -178,7 +169,7 @@ def _encode(memory: Array, shape: Triple, scales: Array, out: Array, form: Pair)
             scales[row + i] = scale
             factors[2 * i], factors[2 * i + 1] = _factors(scale)
         if out.size:
-            _pack_step(memory, shape, row, (factors, scratch), out, form)
+            _pack_step(memory, shape, row, (factors, strip), out, form)
     return -1
 
 

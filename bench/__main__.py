@@ -56,6 +56,14 @@ def document(sections: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def updated(page: Path, sections: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Return the sections of a page, those of the same headings replaced."""
+    fresh = {section[0]: section for section in sections}
+    _, *bodies = page.read_text().split("\n## ")
+    kept = [f"## {body}".rstrip("\n").split("\n") for body in bodies]
+    return [fresh.get(section[0], section) for section in kept]
+
+
 def names(text: str) -> list[str]:
     """Return the parts of `--only`: their names, separated by commas."""
     chosen = text.split(",")
@@ -78,6 +86,9 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"some of {', '.join(PARTS)}, separated by commas; the page is then printed alone",
     )
     parser.add_argument(
+        "--update", action="store_true", help="with --only: put these parts into the page instead"
+    )
+    parser.add_argument(
         "--out", type=Path, help="the page (default: docs/benchmarks.md, none with --only)"
     )
     parser.add_argument("--repeats", type=int, default=3, help="of a conversion")
@@ -90,7 +101,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run and write."""
     given = options(arguments)
-    page = given.out or (None if given.only else DOCUMENT)
+    page = given.out or (None if given.only and not given.update else DOCUMENT)
     given.plots = (page.parent if page else given.folder) / "plots"
     given.folder.mkdir(parents=True, exist_ok=True)
     sections = []
@@ -98,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.monotonic()
         sections.append(PARTS[name](given))
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
-    text = document(sections)
+    text = document(updated(page, sections) if given.update and page else sections)
     if page is not None:
         page.write_text(text)
     print(text)

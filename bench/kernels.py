@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from bench import aims, plots
@@ -19,6 +20,7 @@ from bench.kernel_peers import QUANTIZERS, Run, installed, peers_of
 from bench.kt_job import THREADS, packing_rate
 from bench.kt_job import python as kt_python
 from moeconv.codecs import amx as amx_codec
+from moeconv.kernels.cpu import amx
 from moeconv.measure import kernels
 from moeconv.measure.cases import Case, Draw, cases
 from moeconv.measure.figures import Rates
@@ -150,6 +152,43 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def why_not_times(row: Row, peer: Beside) -> str:
+    """Return how far the roofline is from the peer, or what else tells a packer from it."""
+    if row.rates.roof:
+        most = row.rates.roof / peer.rate
+        return f"the roofline, a loop that only moves the bytes, is {most:.1f} times the peer"
+    if peer.title == TORCH:
+        return "torch's lines quantize tiles that stay in the cache, and do not pack"
+    share = scale_share(row.rates.title)
+    return f"finding the scales, a pass of its own, takes {share:.0%} of the time"
+
+
+def why_not_twice(row: Row) -> str:
+    """Return what a second thread gives the roofline, and how near two threads come to that."""
+    of_it = row.rates.all / row.rates.roof_all
+    gain = row.rates.roof_all / row.rates.roof
+    return f"the roofline makes {gain:.2f} times one, and two threads reach {of_it:.0%} of it"
+
+
+def scale_share(title: str) -> float:
+    """Return which share of packing goes into the scales: the packer without its codes."""
+    form = amx_codec.FORMS[title.partition(":")[0]]
+    values = np.ones((1024, 2048), np.uint16) + np.uint16(0x3F80)
+    scales, packed = np.zeros(1024, np.float32), np.zeros(form.nbytes(1024, 2048), np.uint8)
+    seconds = [
+        min(timed(lambda out=out: amx.encode(values, form, scales, out)) for _ in range(9))
+        for out in (None, packed)
+    ]
+    return seconds[0] / seconds[1]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def aimed(rows: Sequence[Row]) -> list[Aim]:
     """Return the aims, of the rows and peers that are there."""
     by_title = {row.rates.title: row for row in rows}
@@ -159,13 +198,24 @@ def aimed(rows: Sequence[Row]) -> list[Aim]:
         if (row := by_title.get(title)) and row.rates.roof
     ]
     found += [
-        Aim(f"{row.rates.title}: times {peer.title}", row.times(peer), TIMES[key], form=".1f")
+        Aim(
+            f"{row.rates.title}: times {peer.title}",
+            row.times(peer),
+            TIMES[key],
+            form=".1f",
+            why=why_not_times(row, peer),
+        )
         for row in rows
         for peer in row.peers
         if (key := (row.rates.title, peer.title)) in TIMES
     ]
     found += [
-        Aim(f"{title}: two threads, times one", row.rates.all / row.rates.one, 1.8)
+        Aim(
+            f"{title}: two threads, times one",
+            row.rates.all / row.rates.one,
+            1.8,
+            why=why_not_twice(row),
+        )
         for title in SHARES
         if (row := by_title.get(title))
     ]

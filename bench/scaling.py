@@ -144,6 +144,8 @@ def aimed(rows: Sequence[Row]) -> list[Aim]:
             max(rates) / min(rates),
             WITHIN,
             most=True,
+            why=f"{start:.2f} s are the same for all: start-up, planning, the first and the last "
+            "task, when not all jobs work, and making files durable",
         ),
         Aim(
             f"any size beside {start:.2f} s and {per_gb:.3f} s per GB", 1 + apart, WITHIN, most=True

@@ -317,6 +317,9 @@ def test_only_some_parts(
     command.main(["--only", "ranks", "--out", str(elsewhere)])
     assert "## ranks" in elsewhere.read_text() and "## main" not in elsewhere.read_text()
     command.main([])
+    monkeypatch.setitem(command.PARTS, "ranks", lambda options: ["## ranks", "anew"])
+    command.main(["--only", "ranks", "--update"])
+    assert page.read_text().count("anew") == page.read_text().count("## ranks") == 1
     assert all(f"## {name}" in page.read_text() for name in command.PARTS)
     with pytest.raises(ArgumentTypeError, match="'speed'"):
         command.names("ranks,speed")

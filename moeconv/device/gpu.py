@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from moeconv.errors import IOFailed
 from moeconv.kernels.cpu import Counts
 from moeconv.kernels.cpu.base import rows_of
 from moeconv.kernels.gpu import amx, kernel_of
-from moeconv.kernels.gpu.base import OUT_DTYPES
+from moeconv.kernels.gpu.base import COMPILE_ERRORS, OUT_DTYPES
 from moeconv.kernels.gpu.rounding import round_on_device
 from moeconv.store.buffers import BufferPool
 from moeconv.torch_dtypes import torch_dtype
@@ -33,6 +34,7 @@ COUNTS_NBYTES = 3 * 8
 # Triton compiles a kernel on its first launch, and its interpreter patches its language meanwhile:
 # one thread at a time. A launch takes microseconds; what was launched runs on all streams at once.
 _LAUNCH = threading.Lock()
+FAILURES: tuple[type[Exception], ...] = (RuntimeError, *COMPILE_ERRORS)  # torch raises the first
 
 
 class _Lane:
@@ -42,9 +44,17 @@ class _Lane:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.counts = torch.zeros(3, dtype=torch.int64, pin_memory=self.stream is not None)
 
-    def use(self) -> Any:
-        """Return the context in which work goes to the stream (and its device)."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Let work go to the stream and its device.
+
+        The device first: leaving a stream of another device would wake the one before.
+        """
+        with ExitStack() as stack:
+            if self.stream is not None:
+                stack.enter_context(torch.cuda.device(self.stream.device))
+                stack.enter_context(torch.cuda.stream(self.stream))
+            yield
 
     def wait(self) -> None:
         """Return when everything given to the stream is done; other threads run meanwhile."""
@@ -123,13 +133,16 @@ class GpuDecoder:
 
     def pool(self, max_nbytes: int) -> BufferPool:
         """Return a pool of page-locked memory."""
-        return BufferPool(max_nbytes, pinned_pages) if self._pinned else BufferPool(max_nbytes)
+        if not self._pinned:
+            return BufferPool(max_nbytes)
+        return BufferPool(max_nbytes, partial(pinned_pages, device=self._cards[0].device))
 
     def close(self) -> None:
         """Give the devices' memory back; nothing may be decoding."""
         self._cards = ()
         if self._pinned:
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after a device failed, which was said
+                torch.cuda.empty_cache()
 
     def decode(
         self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
@@ -193,10 +206,11 @@ class GpuDecoder:
         """Raise IOFailed for what torch or Triton raise: the same command continues."""
         try:
             yield
-        except RuntimeError as error:
+        except FAILURES as error:
             device = self._cards[place.card].device
+            said = str(error).strip() or type(error).__name__
             raise IOFailed(
-                f"{device} failed while decoding '{what}': {str(error).splitlines()[0]}",
+                f"{device} failed while decoding '{what}': {said.splitlines()[0]}",
                 hint="the same command continues; with --device cpu it needs no GPU",
             ) from error
 

@@ -30,11 +30,20 @@ def open_gpus(cards: Sequence[Card], vram_nbytes: int | None, *, halve: bool) ->
             f"torch {torch.__version__} cannot use the GPU of this machine",
             hint="install a torch that is built for CUDA, or --device cpu; the bytes are the same",
         )
-    if torch.cuda.device_count() < len(cards):
+    if torch.cuda.device_count() <= max(card.number for card in cards):
+        names = ", ".join(f"cuda:{card.number}" for card in cards)
         raise Refused(
-            f"torch sees {torch.cuda.device_count()} of {len(cards)} GPUs", hint=OTHERWISE
+            f"torch sees {torch.cuda.device_count()} GPUs, and {names} is wanted", hint=OTHERWISE
         )
     keep_compiled()
+    try:
+        return _opened(cards, vram_nbytes, halve=halve)
+    except RuntimeError as error:  # a GPU that is lost, taken by another, or without memory
+        said = str(error).strip() or type(error).__name__
+        raise Refused(f"the GPU cannot be used: {said.splitlines()[0]}", hint=OTHERWISE) from error
+
+
+def _opened(cards: Sequence[Card], vram_nbytes: int | None, *, halve: bool) -> GpuDecoder:
     sizes = []
     for card in cards:
         found = torch.cuda.get_device_capability(card.number)
@@ -77,6 +86,8 @@ def try_out(devices: Sequence[torch.device]) -> None:
             there = decoder.decode(weight, parts, window, "BF16", found)
         except MoeconvError as error:
             raise Refused(error.what, hint=OTHERWISE) from error
+        except (OSError, AssertionError) as error:  # Triton's, of a compiler or a driver it misses
+            raise Refused(f"Triton cannot use {device}: {error}", hint=OTHERWISE) from error
         finally:
             decoder.close()
         if there != counts or not np.array_equal(found, wanted):

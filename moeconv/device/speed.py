@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -27,41 +28,61 @@ class Effort(NamedTuple):
     nbytes: int = 256 << 20
     launches: int = 10
     repeats: int = 3
+    ahead: int = 64  # copies of `nbytes` on the device, that run while launches are prepared
 
 
 class _Clock:
-    """Runs on one device, and how long they take."""
+    """Runs on the current device, and how long they take there.
 
-    def __init__(self, device: torch.device, effort: Effort) -> None:
-        self.device = device
+    `busy`: keeps the device busy while runs are launched. A launch may take Python longer than the
+    run takes the device; what the device waits for is not its own speed.
+    """
+
+    def __init__(self, device: torch.device, effort: Effort, busy: Run) -> None:
+        self.cuda = device.type == "cuda"
         self.effort = effort
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.busy = busy
 
     def rate(self, run: Run, nbytes: int) -> float:
         """Return the GB/s of a run of `nbytes`, after one that is not counted: it may compile."""
         run()
-        self.wait()
-        found = []
-        for _ in range(self.effort.repeats):
-            start = time.perf_counter()
-            for _ in range(self.effort.launches):
-                run()
-            self.wait()
-            found.append(time.perf_counter() - start)
+        seconds = self._events if self.cuda else self._clock
+        found = [seconds(run) for _ in range(self.effort.repeats)]
         return nbytes * self.effort.launches / median(found) / 1e9
+
+    def _events(self, run: Run) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        self.busy()
+        start.record()
+        for _ in range(self.effort.launches):
+            run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def _clock(self, run: Run) -> float:
+        start = time.perf_counter()
+        for _ in range(self.effort.launches):
+            run()
+        return time.perf_counter() - start
 
 
 def measure_device(
     device: torch.device, start_seconds: float, effort: Effort, say: Callable[[str, str], None]
 ) -> Device:
     """Return what a device does; `start_seconds` are those of a conversion that uses it."""
-    clock = _Clock(device, effort)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _measured(device, start_seconds, effort, say)
+
+
+def _measured(
+    device: torch.device, start_seconds: float, effort: Effort, say: Callable[[str, str], None]
+) -> Device:
     say("the device", "copies")
     host = torch.empty(effort.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     there, other = (torch.empty_like(host, device=device) for _ in range(2))
+    clock = _Clock(device, effort, lambda: [other.copy_(there) for _ in range(effort.ahead)])
     up = clock.rate(lambda: there.copy_(host, non_blocking=True), effort.nbytes)
     down = clock.rate(lambda: host.copy_(there, non_blocking=True), effort.nbytes)
     copy = clock.rate(lambda: other.copy_(there), 2 * effort.nbytes)

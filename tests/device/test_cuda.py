@@ -21,7 +21,7 @@ VRAM_NBYTES = 64 << 20
 def test_pages_are_locked_and_go_back() -> None:
     free = torch.cuda.mem_get_info()[0]
     for _ in range(3):
-        memory = pinned_pages(8 << 20)
+        memory = pinned_pages(8 << 20, torch.device("cuda"))
         assert torch.from_numpy(memory).is_pinned()
         memory[:] = 1
         del memory

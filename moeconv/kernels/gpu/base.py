@@ -8,6 +8,7 @@ truncates), and divisions are asked for by their rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ OUT_DTYPES: Mapping[str, torch.dtype] = {
 }
 # No fused multiply-add: the reference rounds the product.
 LAUNCH: Mapping[str, Any] = {"enable_fp_fusion": False}
+# What a first launch raises: Triton's compiler, or the C compiler that builds its launchers.
+COMPILE_ERRORS: tuple[type[Exception], ...] = (triton.TritonError, SubprocessError)
 
 INF_BITS = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)

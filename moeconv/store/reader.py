@@ -137,12 +137,13 @@ def _flat(buffer: Bytes) -> memoryview:
 class _Opened:
     """The descriptors of a file; `past_cache`: -1 where there is none, None before it is needed."""
 
-    __slots__ = ("cached", "past_cache", "path")
+    __slots__ = ("cached", "past_cache", "path", "refused")
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.cached = open_regular(path, name)
         self.past_cache: int | None = None
+        self.refused = False  # once it is, others may still read past the cache: it stays open
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.cached, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -153,7 +154,7 @@ class _Opened:
                 os.close(descriptor)
 
     def open_past_cache(self) -> int:
-        """Return the second descriptor, opened if this is its first use; -1 where none can be."""
+        """Return the second descriptor, opened if this is its first use; -1 where none serves."""
         if self.past_cache is None:
             self.past_cache = -1
             with contextlib.suppress(OSError):  # the first one serves
@@ -162,7 +163,7 @@ class _Opened:
                     os.close(descriptor)
                     descriptor = -1
                 self.past_cache = descriptor
-        return self.past_cache
+        return -1 if self.refused else self.past_cache
 
 
 class Reader:
@@ -278,7 +279,7 @@ class Reader:
         except OSError as problem:
             if problem.errno not in system.UNSUPPORTED:
                 raise
-            opened.past_cache = -1  # for good
+            opened.refused = True  # for good
             return self._read_and_drop(opened, group)
         return max(there, 0)
 

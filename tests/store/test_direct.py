@@ -219,6 +219,23 @@ def test_refused_reads_go_through_the_cache(
     assert dropped == [(4096, LARGE), (5000, LARGE)]
 
 
+def test_refused_descriptors_are_closed(
+    path: Path, cold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, refused = Calls(monkeypatch), []
+
+    def refuse(fd: int, offset: int) -> None:
+        if is_direct(fd):
+            refused.append(fd)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    calls.fault = refuse
+    with Reader({"a": path}) as opened:
+        opened.read_into("a", 0, aligned(LARGE))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(refused[0])
+
+
 @pytest.mark.parametrize("units", [(0, 0), (8192, 512), (512, 8192)])
 def test_file_systems_that_say_no(
     source: Reader, cold: None, monkeypatch: pytest.MonkeyPatch, units: tuple[int, int]

@@ -114,6 +114,13 @@ def test_falls_back_to_the_temporary_directory(tmp_path: Path) -> None:
     assert where.stat().st_mode & 0o077 == 0
 
 
+def test_users_without_a_home(tmp_path: Path) -> None:
+    """Nothing is made where the command runs, in a directory named ~ least of all."""
+    code = "import os\nos.path.expanduser = str\n" + USE  # as where no such user is known
+    where = Path(finish(start(code, {"TMPDIR": str(tmp_path)}))[0])
+    assert where.parent == tmp_path / f"moeconv-{os.getuid()}"
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_others_directory_is_not_trusted(tmp_path: Path, inside: bool) -> None:
     """What others can write, or rename away, is code that they could run here."""

@@ -88,7 +88,9 @@ def _candidates() -> Iterator[Path]:
     if xdg.is_absolute():  # XDG base directories: a relative path is to be ignored
         yield xdg / "moeconv"
     else:
-        yield Path(os.path.expanduser("~/.cache")) / "moeconv"  # noqa: PTH111 (never raises)
+        home = Path(os.path.expanduser("~"))  # noqa: PTH111 (never raises)
+        if home.is_absolute():  # where nobody knows this user it is still "~"
+            yield home / ".cache" / "moeconv"
     yield Path(tempfile.gettempdir()) / f"moeconv-{os.getuid()}"
 
 

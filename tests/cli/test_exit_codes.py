@@ -179,6 +179,21 @@ def test_a_closed_pipe_is_no_error(words: tuple[str, ...], buffered: bool) -> No
     assert ran.returncode == 141
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("words", "code"), [(("formats",), 0), (("inspect", "nowhere"), 2)])
+def test_streams_that_are_not_open(words: tuple[str, ...], code: int, closed: str) -> None:
+    line = f'exec "$@" {closed}'
+    ran = subprocess.run(
+        ["sh", "-c", line, "sh", sys.executable, "-m", "moeconv", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert ran.returncode == code
+    assert "Error" not in ran.stderr.replace("UsageError", "")
+
+
 def test_names_that_are_no_text(tmp_path: Path, cli: Cli) -> None:
     name = os.fsdecode(b"\xff\xfe")
     ran = cli("inspect", tmp_path / name)

@@ -15,6 +15,7 @@ from moeconv.device.driver import Card
 from moeconv.device.gpu import GpuDecoder
 from moeconv.errors import MoeconvError, Refused
 from moeconv.kernels.cpu.cache import cache_directory
+from moeconv.kernels.gpu.base import LEAST_TRITON, TRITON_VERSION
 from moeconv.types import TensorRef, Weight
 
 LEAST_COMPUTE = (8, 0)  # what Triton's kernels are compiled for at least: Ampere
@@ -29,6 +30,12 @@ def open_gpus(cards: Sequence[Card], vram_nbytes: int | None, *, halve: bool) ->
         raise Refused(
             f"torch {torch.__version__} cannot use the GPU of this machine",
             hint="install a torch that is built for CUDA, or --device cpu; the bytes are the same",
+        )
+    if TRITON_VERSION < LEAST_TRITON:
+        there, least = (".".join(map(str, one)) for one in (TRITON_VERSION, LEAST_TRITON))
+        raise Refused(
+            f"Triton {there} does not compile every kernel exactly; {least} is the least",
+            hint="a torch that comes with a newer one, or --device cpu; the bytes are the same",
         )
     if torch.cuda.device_count() <= max(card.number for card in cards):
         names = ", ".join(f"cuda:{card.number}" for card in cards)

@@ -184,3 +184,12 @@ def test_a_card_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(Refused, match="torch sees 1 GPUs, and cuda:1 is wanted"):
         open_gpus(CARDS, None, halve=True)
+
+
+@pytest.mark.usefixtures("usable")
+def test_a_triton_that_flushes_subnormal_numbers_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opening, "TRITON_VERSION", (3, 5))
+    with pytest.raises(Refused, match=r"Triton 3\.5 does not .* 3\.6 is the least"):
+        open_gpus(CARDS, None, halve=False)

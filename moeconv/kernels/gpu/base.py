@@ -37,6 +37,9 @@ OUT_DTYPES: Mapping[str, torch.dtype] = {
 LAUNCH: Mapping[str, Any] = {"enable_fp_fusion": False}
 # What a first launch raises: Triton's compiler, or the C compiler that builds its launchers.
 COMPILE_ERRORS: tuple[type[Exception], ...] = (triton.TritonError, SubprocessError)
+# Older ones flush subnormal numbers in divisions (div.rn.ftz); 3.2 compiles no integer kernel.
+LEAST_TRITON = (3, 6)
+TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 INF_BITS = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -227,3 +229,18 @@ def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
     out = np.empty((16, 64), np.uint16)
     with pytest.raises(ShapeMismatch, match="not"):
         KERNELS["gptq"](found, Window(0, 16, 0, 64), params, "BF16", out)
+
+
+def test_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of a compiled function: the last of no places would lie before them."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(int_windows.int_runs, "decode_turned", never)
+    for made, codec in ((gptq((0, 64), 4, 32), "gptq"), (awq((0, 64), 32), "awq")):
+        parts, params = made
+        given = {part: as_numpy(tensor) for part, tensor in parts.items() if part != "scales"}
+        given["scales"] = np.empty((2, 0), np.float32)
+        out = np.empty((0, 64), np.uint16)
+        assert KERNELS[codec](given, Window(0, 0, 0, 64), params, "BF16", out) == (0, 0, 0)

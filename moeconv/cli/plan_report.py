@@ -6,16 +6,13 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-from moeconv.cli.estimate_report import Means, describe_estimate, estimate_plan
 from moeconv.convert import check_apart, chosen_files, needed_nbytes
 from moeconv.destination import decide, examine
 from moeconv.device.choose import uses_gpus, wanted_device
 from moeconv.device.ways import decoded_by
 from moeconv.errors import MoeconvError, Refused
-from moeconv.estimate import Estimate
 from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
-from moeconv.measure.stored import load_figures
 from moeconv.plan import Plan, option_facts
 from moeconv.resources import Resources, choose_limits, memory_for
 from moeconv.store.space import check_space, free_bytes
@@ -38,11 +35,14 @@ class Needs(NamedTuple):
     reserved_nbytes: int
     free_nbytes: int
     devices: tuple[str, ...]
-    estimate: Estimate | None
+    estimate: Json | None
 
 
 def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     """Return what a plan takes: tasks, memory, disk, time."""
+    from moeconv.cli.estimate_report import Means, describe_estimate, estimate_plan
+    from moeconv.measure.stored import load_figures
+
     tasks = build_tasks(plan.weights, plan.files)
     limits = choose_limits(resources)
     wanted = wanted_device(resources.device, resources.vram_nbytes)
@@ -53,6 +53,7 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
     # Without --device cuda a GPU that bench could not use is one that convert will not use.
     known = wanted.insist or (figures and all(card.name in figures.devices for card in cards))
     means = Means(dst, limits.jobs, cards if known else ())
+    estimate = estimate_plan(plan, tasks, figures, means) if figures else None
     return Needs(
         tasks=len(tasks),
         floor_nbytes=memory_for(floor),
@@ -62,7 +63,7 @@ def measure(plan: Plan, dst: Path, resources: Resources) -> Needs:
         reserved_nbytes=_reserved(plan, dst),
         free_nbytes=free_bytes(dst),
         devices=tuple(f"cuda:{card.number} {card.name}" for card in cards) or ("cpu",),
-        estimate=estimate_plan(plan, tasks, figures, means) if figures else None,
+        estimate=estimate and describe_estimate(estimate),
     )
 
 
@@ -149,7 +150,7 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
             "already_nbytes": needs.reserved_nbytes,
             "free_nbytes": needs.free_nbytes,
         },
-        "estimate": needs.estimate and describe_estimate(needs.estimate),
+        "estimate": needs.estimate,
         "accounting": accounting_facts(plan.accounting),
         "layout_facts": dict(plan.facts),
         "notes": list(plan.notes),

@@ -9,25 +9,9 @@ import numpy as np
 import torch
 
 from moeconv.kernels.cpu import Counts
+from moeconv.measure.cases import HALVES  # where a block keeps its halves
 from moeconv.types import Params
 from tests.kernels.oracle import rounded
-
-# Where a block keeps its halves.
-HALVES: dict[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "MXFP4": (),
-}
 
 
 def params_of(kind: str) -> Params:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels import interpreter
+
 # Before anything imports a Triton kernel: without a GPU its interpreter runs them, on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    interpreter.patch_once()
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -167,7 +167,7 @@ def test_a_gpu_is_measured_and_estimated(
     assert found["figures"]["devices"][gpu.name]["up"] == 50.0
     names = [bound["name"] for bound in found["estimate"]["bounds"]]
     assert {"to the device", "device", "from the device"} <= set(names)
-    assert found["estimate"]["seconds"] > 4.0
+    assert 4.0 <= found["estimate"]["seconds"] < 5.0  # what starting takes with the GPU
     planned = cli("plan", checkpoint, tmp_path / "dst", "--device", "cuda", "--json").json
     assert planned["estimate"] == found["estimate"]
     text = cli("bench", *words, "--dst", tmp_path).out

@@ -22,7 +22,7 @@ from moeconv.errors import IOFailed
 from moeconv.kernels.cpu import Counts
 from moeconv.kernels.cpu.base import rows_of
 from moeconv.kernels.gpu import amx, kernel_of
-from moeconv.kernels.gpu.base import COMPILE_ERRORS, OUT_DTYPES
+from moeconv.kernels.gpu.base import COMPILE_ERRORS, OUT_DTYPES, Output, Parts
 from moeconv.kernels.gpu.rounding import round_on_device
 from moeconv.store.buffers import BufferPool
 from moeconv.torch_dtypes import torch_dtype
@@ -169,13 +169,11 @@ class GpuDecoder:
                 }
                 there = room.take(out.nbytes).view(OUT_DTYPES[dtype])
                 flat = out if out.flags.c_contiguous else out.T
-                target = there.reshape(flat.shape)
-                target = target if flat is out else target.T
+                bits = there.reshape(flat.shape)
+                bits = bits if flat is out else bits.T
                 counts = room.take(COUNTS_NBYTES).view(torch.int64).zero_()
-                if way == KERNEL:
-                    _by_kernel(weight, given, window, dtype, (target, counts))
-                else:
-                    _by_reference(weight, given, window, dtype, (target, counts))
+                run = _by_kernel if way == KERNEL else _by_reference
+                run(weight, given, window, Output(dtype, bits, counts))
                 _bytes_of(flat).copy_(there.view(torch.uint8), non_blocking=True)
                 lane.counts.copy_(counts, non_blocking=True)
                 lane.wait()
@@ -215,29 +213,21 @@ class GpuDecoder:
             ) from error
 
 
-Target = tuple[torch.Tensor, torch.Tensor]  # the window's bits, and the counts
-
-
-def _by_kernel(
-    weight: Weight, parts: Mapping[str, torch.Tensor], window: Window, dtype: str, target: Target
-) -> None:
+def _by_kernel(weight: Weight, parts: Parts, window: Window, out: Output) -> None:
     kernel = kernel_of(weight.codec, turned=weight.transposed)
     assert kernel is not None  # way_of looked
-    out, counts = target
     if weight.transposed:  # as stored: parts, window and output
         window = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
-        out = out.T
+        out = out._replace(bits=out.bits.T)
     with _LAUNCH:
-        kernel(parts, window, weight.params, dtype, out, counts)
+        kernel(parts, window, weight.params, out)
 
 
-def _by_reference(
-    weight: Weight, parts: Mapping[str, torch.Tensor], window: Window, dtype: str, target: Target
-) -> None:
+def _by_reference(weight: Weight, parts: Parts, window: Window, out: Output) -> None:
     turned = {part: stored.T for part, stored in parts.items()} if weight.transposed else parts
     with torch.no_grad():
         values = CODECS[weight.codec].decode(turned, window, weight.params).float()
-        round_on_device(values, dtype, *target)
+        round_on_device(values, out)
 
 
 def _dtype(dtype: str, way: str) -> torch.dtype:

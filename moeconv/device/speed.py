@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from moeconv.codecs.amx import FORMS
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import amx, kernel_of
+from moeconv.kernels.gpu.base import Kernel, Output, Parts
 from moeconv.measure.cases import Case, Tile, cases
 from moeconv.measure.figures import Device, Rates, rate_key
 
@@ -98,7 +99,7 @@ def _measured(
 def _runs(device: torch.device, tile: Tile) -> Iterator[tuple[str, str, Run, tuple[int, int]]]:
     """Yield key, title, run of each kernel, and its bytes: of BF16, and all read and written."""
     nbytes = tile.rows * tile.cols * 2
-    out = torch.empty(tile, dtype=torch.int16, device=device)
+    bits = torch.empty(tile, dtype=torch.int16, device=device)
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     for case in cases(tile):
         kernel = kernel_of(case.kernel)
@@ -106,15 +107,15 @@ def _runs(device: torch.device, tile: Tile) -> Iterator[tuple[str, str, Run, tup
             continue
         parts = _parts(case, device)
         read = sum(part.nbytes for part in parts.values())
-        run = _decode(kernel, case, parts, (out, counts))
+        run = _decode(kernel, case, parts, Output("BF16", bits, counts))
         yield rate_key(case.kernel, case.params), case.title, run, (nbytes, read + nbytes)
     for name, form in FORMS.items():
         packed = torch.empty(form.nbytes(*tile), dtype=torch.uint8, device=device)
-        run = _encode(out.zero_(), name, packed)
+        run = _encode(bits.zero_(), name, packed)
         yield name, f"{name}: quantize and pack", run, (nbytes, nbytes + packed.nbytes)
 
 
-def _parts(case: Case, device: torch.device) -> Mapping[str, torch.Tensor]:
+def _parts(case: Case, device: torch.device) -> Parts:
     return {part: _tensor(array, case).to(device) for part, array in case.parts.items()}
 
 
@@ -125,14 +126,9 @@ def _tensor(array: npt.NDArray[Any], case: Case) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def _decode(
-    kernel: Callable[..., None],
-    case: Case,
-    parts: Mapping[str, torch.Tensor],
-    target: tuple[torch.Tensor, torch.Tensor],
-) -> Run:
-    window = Window(0, target[0].shape[0], 0, target[0].shape[1])
-    return lambda: kernel(parts, window, case.params, "BF16", *target)
+def _decode(kernel: Kernel, case: Case, parts: Parts, out: Output) -> Run:
+    window = Window(0, out.bits.shape[0], 0, out.bits.shape[1])
+    return lambda: kernel(parts, window, case.params, out)
 
 
 def _encode(values: torch.Tensor, name: str, packed: torch.Tensor) -> Run:

@@ -138,9 +138,9 @@ def test_a_reference_on_the_device_rounds_and_counts_alike(
 def test_a_device_that_decodes_to_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     try_out([DEVICE])
 
-    def off_by_one(weight: Any, parts: Any, window: Any, dtype: str, target: Any) -> None:
-        _by_kernel(weight, parts, window, dtype, target)
-        target[0][3, 5] += 1
+    def off_by_one(weight: Any, parts: Any, window: Any, out: Any) -> None:
+        _by_kernel(weight, parts, window, out)
+        out.bits[3, 5] += 1
 
     monkeypatch.setattr("moeconv.device.gpu._by_kernel", off_by_one)
     with pytest.raises(Refused, match="other bits than the CPU"):

@@ -24,7 +24,7 @@ from moeconv.codecs.amx import FORMS
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import KERNELS, TURNED_KERNELS, kernel_of
 from moeconv.kernels.gpu.amx import encode
-from moeconv.kernels.gpu.base import OUT_DTYPES
+from moeconv.kernels.gpu.base import OUT_DTYPES, Output
 from moeconv.measure.cases import Case, Tile, cases
 from moeconv.torch_dtypes import torch_dtype
 from moeconv.types import Params
@@ -128,7 +128,7 @@ def main() -> None:
             for dtype, order, out in islice(outputs(tile), wanted):
                 instructions.clear()
                 window = Window(0, tile.rows, 0, tile.cols)
-                kernel(parts, window, params, dtype, out, counts)
+                kernel(parts, window, params, Output(dtype, out, counts))
                 named = {"title": title, "codec": case.kernel, "dtype": dtype, "order": order}
                 found.append({**named, "instructions": dict(instructions)})
     print(json.dumps([*found, *encoders()]))

@@ -10,8 +10,8 @@ import torch
 from moeconv.codecs.base import Window
 from moeconv.kernels.cpu import Counts
 from moeconv.kernels.gpu import kernel_of
-from moeconv.kernels.gpu.base import OUT_DTYPES
-from moeconv.types import Weight
+from moeconv.kernels.gpu.base import OUT_DTYPES, Output
+from moeconv.types import Params, Weight
 from tests.kernels import oracle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,6 +25,18 @@ def on_device(tensor: torch.Tensor) -> torch.Tensor:
     room = torch.zeros(stored.numel() + 1, dtype=stored.dtype, device=DEVICE)
     room[1:] = stored.reshape(-1).to(DEVICE)
     return room[1:].view(stored.shape)
+
+
+def run(
+    codec: str, parts: oracle.Tensors, params: Params, dtype: str, bits: torch.Tensor
+) -> Counts:
+    """Fill bits [R, C] from the parts of just that window; return what the kernel counted."""
+    kernel = kernel_of(codec)
+    assert kernel is not None
+    rows, cols = bits.shape
+    counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    kernel(parts, Window(0, rows, 0, cols), params, Output(dtype, bits, counts))
+    return Counts(*counts.tolist())
 
 
 def decode(
@@ -45,7 +57,7 @@ def decode(
         place = wide[:, : shape[1], 0]
         out = place.T if turned else place
         counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-        kernel(given, stored, weight.params, dtype, out, counts)
+        kernel(given, stored, weight.params, Output(dtype, out, counts))
         assert bool((wide[:, shape[1] :] == PADDING).all())
         assert bool((wide[..., 1:] == PADDING).all())
         bits = (out.T if weight.transposed else out).contiguous().cpu().numpy()

@@ -6,31 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import Counts
-from moeconv.kernels.gpu import kernel_of
+from moeconv.kernels.gpu import KERNELS, TURNED_KERNELS
 from moeconv.kernels.gpu.base import OUT_DTYPES
 from tests.kernels.float_parts import BITS, NAN, PAIRS, as_torch, expected, samples
-from tests.kernels.gpu_oracle import DEVICE, on_device
+from tests.kernels.gpu_oracle import DEVICE, on_device, run
 
 PADDING = 5
 
 
-def cast(
-    bits: np.ndarray, stored: str, dtype: str, turned: bool = False, pad: int = 0
-) -> tuple[np.ndarray, Counts]:
+def cast(bits: np.ndarray, stored: str, dtype: str, pad: int = 0) -> tuple[np.ndarray, Counts]:
     """Return the bits [rows, cols] and counts that the kernel gives; `pad` elements lie between."""
-    kernel = kernel_of("float", turned=turned)
-    assert kernel is not None
     rows, cols = bits.shape
     wide = torch.full((rows, cols + pad), PADDING, dtype=OUT_DTYPES[dtype], device=DEVICE)
-    counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
     parts = {"weight": on_device(as_torch(bits, stored))}
-    kernel(parts, Window(0, rows, 0, cols), {"dtype": stored}, dtype, wide[:, :cols], counts)
+    counts = run("float", parts, {"dtype": stored}, dtype, wide[:, :cols])
     assert bool((wide[:, cols:] == PADDING).all())
     found = np.ascontiguousarray(wide[:, :cols].cpu().numpy()).view(BITS[dtype])
-    return found, Counts(*counts.tolist())
+    return found, counts
 
 
 def compare(bits: np.ndarray, stored: str, dtype: str, pad: int = 0) -> None:
@@ -65,16 +59,10 @@ def test_one_number_at_the_edge_of_overflow(dtype: str) -> None:
 
 
 def test_turned_is_the_same() -> None:
-    bits = samples("F32")[:, :600].reshape(20, 30)
-    found, counts = cast(bits, "F32", "BF16", turned=True)
-    assert (found == expected(bits, "F32", "BF16")[0]).all()
-    assert counts == expected(bits, "F32", "BF16")[1]
+    assert TURNED_KERNELS["float"] == KERNELS["float"]
 
 
 def test_another_dtype_is_refused() -> None:
-    kernel = kernel_of("float")
-    assert kernel is not None
-    out, counts = torch.empty(1, 4, dtype=torch.int16), torch.zeros(3, dtype=torch.int64)
     parts = {"weight": torch.zeros(1, 4, dtype=torch.float64)}
     with pytest.raises(ShapeMismatch, match="weight"):
-        kernel(parts, Window(0, 1, 0, 4), {"dtype": "F32"}, "BF16", out, counts)
+        run("float", parts, {"dtype": "F32"}, "BF16", torch.empty(1, 4, dtype=torch.int16))

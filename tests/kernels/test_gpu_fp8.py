@@ -9,7 +9,6 @@ import torch
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.gpu import kernel_of
 from tests.kernels import fp8_parts
 from tests.kernels.fp8_parts import (
     FORMATS,
@@ -22,7 +21,7 @@ from tests.kernels.fp8_parts import (
     scales,
     special_scales,
 )
-from tests.kernels.gpu_oracle import check
+from tests.kernels.gpu_oracle import check, run
 
 check_blocks = partial(fp8_parts.check_blocks, check=check)
 
@@ -116,16 +115,12 @@ def test_window_in_the_middle(transposed: bool) -> None:
 
 @pytest.mark.parametrize("size", [(0, 64), (4, 0)])
 def test_nothing(size: tuple[int, int]) -> None:
-    kernel = kernel_of("fp8-block")
-    assert kernel is not None
     parts = {
         "weight": torch.empty(size, dtype=torch.uint8),
         "weight_scale": torch.ones(grid(*size, (9, 9))),
     }
-    counts = torch.zeros(3, dtype=torch.int64)
-    out = torch.empty(size, dtype=torch.int16)
-    kernel(parts, Window(0, size[0], 0, size[1]), params_of("F8_E4M3", (9, 9)), "BF16", out, counts)
-    assert counts.tolist() == [0, 0, 0]
+    params, bits = params_of("F8_E4M3", (9, 9)), torch.empty(size, dtype=torch.int16)
+    assert run("fp8-block", parts, params, "BF16", bits) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +147,5 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
 
 
 def refuse(parts: dict[str, torch.Tensor], out: torch.Tensor) -> None:
-    kernel = kernel_of("fp8-block")
-    assert kernel is not None
-    counts = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ShapeMismatch, match="not"):
-        kernel(parts, Window(0, 4, 0, 64), params_of("F8_E4M3", (128, 128)), "BF16", out, counts)
+        run("fp8-block", parts, params_of("F8_E4M3", (128, 128)), "BF16", out)

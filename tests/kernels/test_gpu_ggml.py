@@ -9,10 +9,9 @@ import torch
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.gpu import kernel_of
 from moeconv.kernels.gpu.ggml import BLOCK_TYPES
 from tests.kernels.ggml_blocks import HALVES, half, params_of, some_blocks, tamed
-from tests.kernels.gpu_oracle import check
+from tests.kernels.gpu_oracle import check, run
 
 KINDS = tuple(BLOCK_TYPES)
 DTYPES = ("BF16", "F16", "F32")
@@ -78,9 +77,6 @@ def test_a_window_of_a_weight(kind: str) -> None:
 
 
 def test_wrong_shapes_are_refused() -> None:
-    kernel = kernel_of("ggml")
-    assert kernel is not None
     parts = {"weight": torch.zeros(4, 33, dtype=torch.uint8)}
-    out, counts = torch.empty(4, 32, dtype=torch.int16), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ShapeMismatch, match="weight"):
-        kernel(parts, Window(0, 4, 0, 32), params_of("Q8_0"), "BF16", out, counts)
+        run("ggml", parts, params_of("Q8_0"), "BF16", torch.empty(4, 32, dtype=torch.int16))

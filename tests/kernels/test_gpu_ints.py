@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.gpu import kernel_of
 from tests.kernels import gpu_oracle
-from tests.kernels.gpu_oracle import DEVICE, check
+from tests.kernels.gpu_oracle import DEVICE, check, run
 from tests.kernels.test_cpu_ints import every_pair, packed, plain
 
 
@@ -80,11 +79,8 @@ def test_window_in_the_middle(zeros: str, given_order: str) -> None:
 def test_wrong_shapes_are_refused(part: str, shape: tuple[int, int]) -> None:
     parts, params = packed((4, 64), 4, 32)
     parts[part] = torch.zeros(shape, dtype=parts[part].dtype)
-    kernel, out = kernel_of("packed-int"), torch.empty((4, 64), dtype=torch.int16)
-    assert kernel is not None
     with pytest.raises(ShapeMismatch, match="not"):
-        counts = torch.zeros(3, dtype=torch.int64)
-        kernel(parts, Window(0, 4, 0, 64), params, "BF16", out, counts)
+        run("packed-int", parts, params, "BF16", torch.empty((4, 64), dtype=torch.int16))
 
 
 @pytest.mark.parametrize("aligned", [False, True])

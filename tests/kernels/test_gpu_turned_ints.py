@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
-from moeconv.kernels.gpu import kernel_of
-from tests.kernels.gpu_oracle import check
+from tests.kernels.gpu_oracle import check, run
 from tests.kernels.int_parts import with_params
 from tests.kernels.test_cpu_turned_ints import awq, every_pair, gptq, ordered
 
@@ -104,8 +103,5 @@ def test_awq_window_in_the_middle() -> None:
 def test_wrong_shapes_are_refused(codec: str, part: str, shape: tuple[int, int]) -> None:
     parts, params = gptq((16, 64), 4, 32) if codec == "gptq" else awq((16, 64), 32)
     parts[part] = torch.zeros(shape, dtype=parts[part].dtype)
-    kernel, out = kernel_of(codec), torch.empty((16, 64), dtype=torch.int16)
-    assert kernel is not None
     with pytest.raises(ShapeMismatch, match="not"):
-        counts = torch.zeros(3, dtype=torch.int64)
-        kernel(parts, Window(0, 16, 0, 64), params, "BF16", out, counts)
+        run(codec, parts, params, "BF16", torch.empty((16, 64), dtype=torch.int16))

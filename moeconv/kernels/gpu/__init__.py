@@ -23,7 +23,7 @@ KERNELS: Mapping[str, str] = {
     "gptq": "gptq.decode",
     "int-quantized": "int_quantized.decode",
     "mxfp4": "mxfp4.decode",
-    "mxfp8": "mxfp8.decode",
+    "mxfp8": "fp8.decode_mx",
     "nvfp4-ct": "nvfp4.decode_ct",
     "nvfp4-modelopt": "nvfp4.decode_modelopt",
     "packed-int": "packed_int.decode",
@@ -35,7 +35,7 @@ TURNED_KERNELS: Mapping[str, str] = {
     "fp8-block": "fp8.decode_block_turned",
     "fp8-channel": "fp8.decode_channel_turned",
     "fp8-tensor": "fp8.decode_tensor",
-    "mxfp8": "mxfp8.decode_turned",
+    "mxfp8": "fp8.decode_mx_turned",
 }
 
 

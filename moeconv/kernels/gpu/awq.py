@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +9,7 @@ import triton.language as tl
 from moeconv.codecs.awq import PER_WORD
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import ints
-from moeconv.kernels.gpu.base import check_out, check_part
+from moeconv.kernels.gpu.base import Output, Parts, check_part
 from moeconv.kernels.gpu.fields import EXPONENT, lifted, woven
 from moeconv.kernels.gpu.scaled import (
     SCALE_KINDS,
@@ -83,14 +81,7 @@ def _decode(
     )  # fmt: skip
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [C, R/8], scales [G, R] and zero points [G, R/8].
 
     Equals codecs/awq.py rounded once; tests/kernels/test_gpu_turned_ints.py holds it to that.
@@ -99,19 +90,19 @@ def decode(
     codes, scales, packed = parts["qweight"], parts["scales"], params["zeros"] == "packed"
     zeros = parts["qzeros"] if packed else codes
     groups = ints.groups_of(window, params, len(scales))
-    check_out(out_dtype, out, (rows, cols))
+    out.check((rows, cols))
     units = -(-rows // PER_WORD)
     check_part("words", codes, (torch.int32,), (cols, units))
     check_part("scales", scales, ints.FLOATS, (groups.total, rows))
     check_part("zeros", zeros, (torch.int32,), (groups.total if packed else cols, units))
-    tile = tile_of(out)
+    tile = tile_of(out.bits)
     tile = tile if tile.turned else TILE
     _decode[tile.grid((rows, cols))](
         codes,
         scale_bits(scales),
         zeros,
-        out,
-        counts,
+        out.bits,
+        out.counts,
         rows,
         cols,
         codes.stride(0),
@@ -119,11 +110,11 @@ def decode(
         zeros.stride(0),
         groups.first,
         EXPONENT,
-        *out.stride(),
+        *out.bits.stride(),
         PACKED=packed,
         GROUP=groups.group_cols,
         SHARED=groups.shared(tile.cols),
-        HIGH=highest_tame(ints.LARGEST, out_dtype),
+        HIGH=highest_tame(ints.LARGEST, out.dtype),
         KIND=SCALE_KINDS[scales.dtype],
-        **launch_of(tile, out_dtype),
+        **launch_of(tile, out.dtype),
     )

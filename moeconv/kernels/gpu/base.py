@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from subprocess import SubprocessError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,14 +18,6 @@ import triton.language as tl
 from moeconv.codecs.base import Window
 from moeconv.errors import ShapeMismatch
 from moeconv.types import Params
-
-# parts, window, params, output dtype, out, counts. Parts are on the device, [major, minor] as
-# stored: FP8 and E8M0 as uint8, everything else in its own dtype. `out`: the bits of the window
-# [rows, cols] as int16 (BF16, F16) or int32 (F32), with any strides. `counts` int64 [3]: what a
-# kernel adds NaN, Inf and overflows to.
-Kernel = Callable[
-    [Mapping[str, torch.Tensor], Window, Params, str, torch.Tensor, torch.Tensor], None
-]
 
 CODES: Mapping[str, int] = {"BF16": 0, "F16": 1, "F32": 2}  # what CODE is in a kernel
 OUT_DTYPES: Mapping[str, torch.dtype] = {
@@ -40,6 +32,9 @@ COMPILE_ERRORS: tuple[type[Exception], ...] = (triton.TritonError, SubprocessErr
 # Older ones flush subnormal numbers in divisions (div.rn.ftz); 3.2 compiles no integer kernel.
 LEAST_TRITON = (3, 6)
 TRITON_VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+# On the device, [major, minor] as stored: FP8 and E8M0 as uint8, all else in its own dtype.
+Parts = Mapping[str, torch.Tensor]
 
 INF_BITS = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -59,9 +54,23 @@ def check_part(
         )
 
 
-def check_out(out_dtype: str, out: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Raise ShapeMismatch unless `out` holds the bits of a window."""
-    check_part("out", out, (OUT_DTYPES[out_dtype],), shape)
+class Output(NamedTuple):
+    """Where a window goes, as what dtype.
+
+    bits: int16 (BF16, F16) or int32 (F32) [rows, cols], with any strides. counts: int64 [3], to
+    which NaN, Inf and overflows are added.
+    """
+
+    dtype: str
+    bits: torch.Tensor
+    counts: torch.Tensor
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise ShapeMismatch unless the bits are those of a window."""
+        check_part("out", self.bits, (OUT_DTYPES[self.dtype],), shape)
+
+
+Kernel = Callable[[Parts, Window, Params, Output], None]  # fills the output with the window
 
 
 def blocks_of(shape: tuple[int, int], block_rows: int, block_cols: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from moeconv.codecs.base import Window
-from moeconv.kernels.gpu.base import MAGNITUDE, check_out, counted
+from moeconv.kernels.gpu.base import MAGNITUDE, Output, Parts, counted
 from moeconv.kernels.gpu.scaled import (
     OVERFLOWS,
     check_rows,
@@ -61,14 +61,7 @@ def _decode(
         )  # fmt: skip
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] with the plain floats of `weight` [R, C].
 
     Equals codecs/floats.py rounded once; tests/kernels/test_gpu_floats.py holds it to that.
@@ -76,17 +69,17 @@ def decode(
     shape, weight = (window.rows, window.cols), parts["weight"]
     stored, loaded, source = SOURCES[str(params["dtype"])]
     check_rows("weight", weight, (stored,), shape)
-    check_out(out_dtype, out, shape)
-    tile = tile_of(out)
-    narrow = weight.element_size() == out.element_size() == 2
+    out.check(shape)
+    tile = tile_of(out.bits)
+    narrow = weight.element_size() == out.bits.element_size() == 2
     _decode[tile.grid(shape)](
         weight.view(loaded),
-        out,
-        counts,
+        out.bits,
+        out.counts,
         *shape,
         weight.stride(0),
-        *out.stride(),
+        *out.bits.stride(),
         SOURCE=source,
-        OVERFLOW=OVERFLOWS[out_dtype],
-        **{**launch_of(tile, out_dtype), "VEC": 8 if narrow else 4, "maxnreg": REGISTERS},
+        OVERFLOW=OVERFLOWS[out.dtype],
+        **{**launch_of(tile, out.dtype), "VEC": 8 if narrow else 4, "maxnreg": REGISTERS},
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
-from moeconv.codecs.base import Window
-from moeconv.codecs.fp8 import FP8_FORMATS, fp8_table
-from moeconv.kernels.gpu.base import check_out
+from moeconv.codecs.base import Codec, Window
+from moeconv.codecs.fp8 import FP8_FORMATS, Fp8Block, Fp8Channel, Fp8Tensor, fp8_table
+from moeconv.codecs.mxfp8 import Mxfp8
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.kernels.gpu.scaled import (
     SCALE_KINDS,
     are_tame,
@@ -84,108 +85,65 @@ def _decode(
         place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)
 
 
-def decode_blocks(
-    parts: Mapping[str, torch.Tensor],
+def _covered(codec: Codec, params: Params, turned: bool, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns under one scale, of a window of this shape as it is stored."""
+    scale = codec.tiles(params)[str(params["scale"])]
+    along = (scale.cols, scale.rows) if turned else (scale.rows, scale.cols)
+    high, wide = (extent or max(all_of, 1) for extent, all_of in zip(along, shape, strict=True))
+    return high, wide
+
+
+def _decode_stored(
+    parts: Parts,
+    window: Window,
     params: Params,
-    block: tuple[int, int],
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
+    out: Output,
+    *,
+    codec: Codec,
+    turned: bool = False,
 ) -> None:
     """Fill `out` [R, C] from codes uint8 [R, C] and scales [ceil R/block, ceil C/block].
 
-    Scales are float32, BF16, F16 or E8M0 bytes. Equals codecs/fp8.py and codecs/mxfp8.py rounded
-    once; tests/kernels/test_gpu_fp8.py holds it to that.
+    Scales are float32, BF16, F16 or E8M0 bytes. `turned`: parts, window and out are [cols, rows].
+    Equals codecs/fp8.py and codecs/mxfp8.py rounded once; tests/kernels/test_gpu_fp8.py holds it to
+    that.
     """
-    rows, cols = out.shape
+    rows, cols = shape = window.rows, window.cols
     dtype, codes, scales = str(params["dtype"]), parts["weight"], parts[str(params["scale"])]
-    high, wide = (max(extent, 1) for extent in block)
-    check_out(out_dtype, out, (rows, cols))
-    check_rows("codes", codes, (torch.uint8,), (rows, cols))
+    high, wide = _covered(codec, params, turned, shape)
+    out.check(shape)
+    check_rows("codes", codes, (torch.uint8,), shape)
     check_rows("scales", scales, tuple(SCALE_KINDS), (-(-rows // high), -(-cols // wide)))
-    form, tile = FP8_FORMATS[dtype], tile_of(out)
+    form, tile = FP8_FORMATS[dtype], tile_of(out.bits)
     finite = [abs(value) for value in fp8_table(dtype) if abs(value) < float("inf")]
-    _decode[tile.grid((rows, cols))](
+    _decode[tile.grid(shape)](
         codes.view(torch.int8),
         scale_bits(scales),
-        out,
-        counts,
+        out.bits,
+        out.counts,
         rows,
         cols,
         codes.stride(0),
         scales.stride(0),
         high,
         wide,
-        *out.stride(),
+        *out.bits.stride(),
         SHIFT=23 - form.mantissa_bits,
         BIAS=form.bias,
         WILD=65536.0 if form.infinities else 480.0,  # what the last exponent begins with, or NaN
         INFINITIES=form.infinities,
-        HIGH=highest_tame(max(finite), out_dtype),
+        HIGH=highest_tame(max(finite), out.dtype),
         KIND=SCALE_KINDS[scales.dtype],
         ROWS_SHARED=shared_by(rows, high, tile.rows),
         COLS_SHARED=shared_by(cols, wide, tile.cols),
-        **launch_of(tile, out_dtype),
+        **launch_of(tile, out.dtype),
     )
 
 
-def decode_block(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
-    """Fill `out` [R, C]; one scale per block_rows x block_cols."""
-    block = (int(params["block_rows"]), int(params["block_cols"]))
-    decode_blocks(parts, params, block, out_dtype, out, counts)
-
-
-def decode_channel(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
-    """Fill `out` [R, C]; one scale per row."""
-    decode_blocks(parts, params, (1, window.cols), out_dtype, out, counts)
-
-
-def decode_tensor(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
-    """Fill `out` [R, C]; one scale."""
-    decode_blocks(parts, params, (window.rows, window.cols), out_dtype, out, counts)
-
-
-def decode_block_turned(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
-    """Fill `out` from parts stored [cols, rows]: out, window and blocks are turned, too."""
-    block = (int(params["block_cols"]), int(params["block_rows"]))
-    decode_blocks(parts, params, block, out_dtype, out, counts)
-
-
-def decode_channel_turned(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
-    """Fill `out` from parts stored [cols, rows], like out and window; one scale per column."""
-    decode_blocks(parts, params, (window.rows, 1), out_dtype, out, counts)
+decode_block = partial(_decode_stored, codec=Fp8Block())
+decode_channel = partial(_decode_stored, codec=Fp8Channel())
+decode_tensor = partial(_decode_stored, codec=Fp8Tensor())
+decode_mx = partial(_decode_stored, codec=Mxfp8())
+decode_block_turned = partial(decode_block, turned=True)
+decode_channel_turned = partial(decode_channel, turned=True)
+decode_mx_turned = partial(decode_mx, turned=True)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from moeconv.codecs.base import Window
 from moeconv.codecs.ggml import dequantize_rows
-from moeconv.kernels.gpu.base import check_out
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.kernels.gpu.ggml_values import group_offsets, group_scales, k_codes, simple_codes
 from moeconv.kernels.gpu.rounding import round_on_device
 from moeconv.kernels.gpu.scaled import (
@@ -91,26 +91,17 @@ def _decode(
     )  # fmt: skip
 
 
-def _by_gguf(
-    stored: torch.Tensor, kind: str, out_dtype: str, out: torch.Tensor, counts: torch.Tensor
-) -> None:
+def _by_gguf(stored: torch.Tensor, kind: str, out: Output) -> None:
     """Fill `out` by way of the CPU: nothing of it takes memory of the device."""
     values = torch.from_numpy(dequantize_rows(stored.contiguous().cpu().numpy(), kind))
-    found = torch.empty_like(out, device="cpu")
-    counted = torch.zeros_like(counts, device="cpu")
-    round_on_device(values, out_dtype, found, counted)
-    out.copy_(found)
-    counts += counted.to(counts.device)
+    bits = torch.empty_like(out.bits, device="cpu")
+    counts = torch.zeros_like(out.counts, device="cpu")
+    round_on_device(values, Output(out.dtype, bits, counts))
+    out.bits.copy_(bits)
+    out.counts.add_(counts.to(out.counts.device))
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from the blocks [R, C / block_cols * block_nbytes] uint8.
 
     Equals gguf-py's float32 rounded once; tests/kernels/test_gpu_ggml.py holds it to that.
@@ -119,19 +110,19 @@ def decode(
     blocks = -(-window.cols // int(params["block_cols"]))
     shape = (window.rows, blocks * int(params["block_cols"]))
     check_rows("weight", stored, (torch.uint8,), (shape[0], blocks * int(params["block_nbytes"])))
-    check_out(out_dtype, out, shape)
+    out.check(shape)
     kind = BLOCK_TYPES.get(name)
     if kind is None:
-        _by_gguf(stored, name, out_dtype, out, counts)
+        _by_gguf(stored, name, out)
         return
-    tile = tile_of(out)
+    tile = tile_of(out.bits)
     _decode[tile.grid(shape)](
         stored,
-        out,
-        counts,
+        out.bits,
+        out.counts,
         *shape,
         stored.stride(0),
-        *out.stride(),
+        *out.bits.stride(),
         KIND=name,
         BLOCK=kind.cols,
         NBYTES=kind.nbytes,
@@ -139,6 +130,6 @@ def decode(
         CODES=kind.codes,
         HALF=kind.half,
         OFFSET=kind.offset,
-        OVERFLOW=OVERFLOWS[out_dtype],
-        **launch_of(tile, out_dtype),
+        OVERFLOW=OVERFLOWS[out.dtype],
+        **launch_of(tile, out.dtype),
     )

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import ints
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.types import Params
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [C*bits/32, R], scales [G, R], zeros [G, R*bits/32].
 
     Equals codecs/gptq.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
@@ -39,4 +29,4 @@ def decode(
         parts["qzeros"].T if packed else None,
         parts["g_idx"] if params["act_order"] else None,
     )
-    ints.decode_rows(stored, job, out_dtype, out, counts)
+    ints.decode_rows(stored, job, out)

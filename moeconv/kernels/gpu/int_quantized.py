@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
 from moeconv.kernels.gpu import ints
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.types import Params
 
 ZEROS = {torch.int8: ints.PLAIN_ZEROS, torch.int32: ints.WIDE_ZEROS}
@@ -16,14 +15,7 @@ SIGNS = -0x7F7F7F80  # the sign bits of four bytes: flipping them adds 128 to ea
 MIDDLE = 128
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int8 codes [R, C], scales and int8 or int32 zeros [R or 1, G].
 
     Equals codecs/int_quantized.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
@@ -42,4 +34,4 @@ def decode(
         offset=MIDDLE,
     )
     given = codes.view(torch.int32) if by_words else codes
-    ints.decode_rows(ints.Stored(given, scales, zeros, order), job, out_dtype, out, counts)
+    ints.decode_rows(ints.Stored(given, scales, zeros, order), job, out)

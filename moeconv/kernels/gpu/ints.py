@@ -11,7 +11,7 @@ import triton.language as tl
 
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
-from moeconv.kernels.gpu.base import check_out, check_part
+from moeconv.kernels.gpu.base import Output, check_part
 from moeconv.kernels.gpu.fields import EXPONENT, UNIT, fields, unit_codes
 from moeconv.kernels.gpu.scaled import (
     SCALE_KINDS,
@@ -224,17 +224,15 @@ def _decode(
     )  # fmt: skip
 
 
-def decode_rows(
-    stored: Stored, job: Job, out_dtype: str, out: torch.Tensor, counts: torch.Tensor
-) -> None:
-    """Fill `out` [R, C] and add to counts."""
-    rows, cols = out.shape
-    check_out(out_dtype, out, (rows, cols))
+def decode_rows(stored: Stored, job: Job, out: Output) -> None:
+    """Fill `out` [R, C] and add to its counts."""
+    rows, cols = out.bits.shape
+    out.check((rows, cols))
     stored.check(job, (rows, cols))
     scales, one_line = scale_bits(stored.scales), len(stored.scales) == 1  # for every row
     zeros, order = (scales if part is None else part for part in (stored.zeros, stored.order))
-    tile, ordered = tile_of(out), stored.order is not None
-    shared, launch = 1 if ordered else job.groups.shared(tile.cols), launch_of(tile, out_dtype)
+    tile, ordered = tile_of(out.bits), stored.order is not None
+    shared, launch = 1 if ordered else job.groups.shared(tile.cols), launch_of(tile, out.dtype)
     if shared < UNIT.value:
         launch["maxnreg"] = COLUMN_REGISTERS
     _decode[tile.grid((rows, cols))](
@@ -242,8 +240,8 @@ def decode_rows(
         scales,
         zeros,
         order,
-        out,
-        counts,
+        out.bits,
+        out.counts,
         rows,
         cols,
         stored.codes.shape[1],
@@ -255,7 +253,7 @@ def decode_rows(
         job.groups.first,
         job.offset,
         EXPONENT,
-        *out.stride(),
+        *out.bits.stride(),
         FORM=job.form,
         BITS=job.bits,
         ELEMENTS=job.run.elements,
@@ -265,7 +263,7 @@ def decode_rows(
         ORDERED=ordered,
         GROUP=job.groups.group_cols,
         SHARED=shared,
-        HIGH=NEVER_TAME if job.zeros == WIDE_ZEROS else highest_tame(LARGEST, out_dtype),
+        HIGH=NEVER_TAME if job.zeros == WIDE_ZEROS else highest_tame(LARGEST, out.dtype),
         KIND=SCALE_KINDS[stored.scales.dtype],
         **launch,
     )

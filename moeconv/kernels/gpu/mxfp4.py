@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import triton
 import triton.language as tl
 
 from moeconv.codecs.base import Window
 from moeconv.codecs.mxfp4 import E2M1, GROUP, as_bytes
-from moeconv.kernels.gpu.base import check_out, e8m0
+from moeconv.kernels.gpu.base import Output, Parts, e8m0
 from moeconv.kernels.gpu.scaled import (
     are_tame,
     check_rows,
@@ -54,14 +52,7 @@ def _decode(
         place_counted(value, out, counts, row, col, rows, cols, out_row, out_col, CODE, TURNED)
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from codes [R, C/2] and scales [R, ceil(C/32)], both uint8.
 
     Equals codecs/mxfp4.py rounded once; tests/kernels/test_gpu_mxfp4.py holds it to that.
@@ -71,19 +62,19 @@ def decode(
     pairs, groups = -(-shape[1] // 2), -(-shape[1] // GROUP)
     check_rows("codes", codes, (torch.uint8,), (shape[0], pairs))
     check_rows("scales", scales, (torch.uint8,), (shape[0], groups))
-    check_out(out_dtype, out, shape)
-    tile = tile_of(out)
+    out.check(shape)
+    tile = tile_of(out.bits)
     _decode[tile.grid(shape)](
         codes,
         scales,
-        out,
-        counts,
+        out.bits,
+        out.counts,
         *shape,
         pairs,
         groups,
         codes.stride(0),
         scales.stride(0),
-        *out.stride(),
-        HIGH=highest_tame(max(E2M1), out_dtype),
-        **launch_of(tile, out_dtype),
+        *out.bits.stride(),
+        HIGH=highest_tame(max(E2M1), out.dtype),
+        **launch_of(tile, out.dtype),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +10,7 @@ from moeconv.codecs.base import Window
 from moeconv.codecs.fp8 import FP8_FORMATS
 from moeconv.codecs.mxfp4 import E2M1
 from moeconv.codecs.nvfp4 import GROUP
-from moeconv.kernels.gpu.base import check_out
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.kernels.gpu.fp8 import numbers, special
 from moeconv.kernels.gpu.scaled import (
     SCALE_KINDS,
@@ -65,68 +63,52 @@ def _decode(
 def _decode_checked(
     stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     divides: bool,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
+    out: Output,
 ) -> None:
     """Fill `out` [R, C] from codes [R, ceil C/2], scales [R, ceil C/16] and one scale [1, 1]."""
     codes, scales, whole = stored
-    rows, cols = out.shape
+    rows, cols = out.bits.shape
     pairs, groups = -(-cols // 2), -(-cols // GROUP)
-    check_out(out_dtype, out, (rows, cols))
+    out.check((rows, cols))
     check_rows("codes", codes, (torch.uint8,), (rows, pairs))
     check_rows("scales", scales, (torch.uint8,), (rows, groups))
     check_rows("the scale of the weight", whole, FLOATS, (1, 1))
-    tile = tile_of(out)
+    tile = tile_of(out.bits)
     _decode[tile.grid((rows, cols))](
         codes,
         scales.view(torch.int8),
         scale_bits(whole),
-        out,
-        counts,
+        out.bits,
+        out.counts,
         rows,
         cols,
         pairs,
         groups,
         codes.stride(0),
         scales.stride(0),
-        *out.stride(),
+        *out.bits.stride(),
         SHIFT=23 - E4M3.mantissa_bits,
         BIAS=E4M3.bias,
         DIVIDES=divides,
         KIND=SCALE_KINDS[whole.dtype],
-        HIGH=highest_tame(max(E2M1), out_dtype),
-        **launch_of(tile, out_dtype),
+        HIGH=highest_tame(max(E2M1), out.dtype),
+        **launch_of(tile, out.dtype),
     )
 
 
-def decode_ct(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode_ct(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C]; the weight's scale divides.
 
     Equals codecs/nvfp4.py rounded once; tests/kernels/test_gpu_nvfp4.py holds it to that.
     """
     stored = (parts["weight_packed"], parts["weight_scale"], parts["weight_global_scale"])
-    _decode_checked(stored, True, out_dtype, out, counts)
+    _decode_checked(stored, True, out)
 
 
-def decode_modelopt(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode_modelopt(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C]; the weight's scale multiplies.
 
     Equals codecs/nvfp4.py rounded once; tests/kernels/test_gpu_nvfp4.py holds it to that.
     """
     stored = (parts["weight"], parts["weight_scale"], parts["weight_scale_2"])
-    _decode_checked(stored, False, out_dtype, out, counts)
+    _decode_checked(stored, False, out)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-
 from moeconv.codecs import bits as b
 from moeconv.codecs.base import Window
 from moeconv.codecs.packed_int import run_of
 from moeconv.kernels.gpu import ints
+from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.types import Params
 
 ZEROS = {"absent": ints.NO_ZEROS, "plain": ints.PLAIN_ZEROS, "packed": ints.PACKED_ZEROS}
 
 
-def decode(
-    parts: Mapping[str, torch.Tensor],
-    window: Window,
-    params: Params,
-    out_dtype: str,
-    out: torch.Tensor,
-    counts: torch.Tensor,
-) -> None:
+def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [R, C*bits/32] and scales [R or 1, G].
 
     Equals codecs/packed_int.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
@@ -39,4 +29,4 @@ def decode(
         offset=0 if zeros == "packed" else 1 << (bits - 1),
     )
     stored = ints.Stored(parts["weight_packed"], scales, parts.get("weight_zero_point"), order)
-    ints.decode_rows(stored, job, out_dtype, out, counts)
+    ints.decode_rows(stored, job, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -182,3 +183,28 @@ def test_another_calling_convention_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("moeconv.kernels.cpu.signatures._ARRAY", ("ptr", "i64"))
     with pytest.raises(Unsuited, match="another way"):
         image_of(lambda source, sizes: source.size, BYTES_IN, TRIPLE)
+
+
+def test_arrays_of_another_kind_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their addresses are read from where they lie in numpy's objects."""
+    monkeypatch.setattr("moeconv.kernels.cpu.signatures.FIELD", 24)  # where the rank is
+    with pytest.raises(Unsuited, match="addresses"):
+        image_of(lambda source, sizes: source.size, BYTES_IN, TRIPLE)
+
+
+def test_numbers_that_are_no_integers_are_refused() -> None:
+    run = image_of(lambda number, pair: number + pair[0] + pair[1], INT, PAIR)
+    assert run(np.int32(1), (np.uint8(2), True)) == 4
+    for wrong in ((1.0, (2, 3)), (1, (2, 3.0)), (1 << 63, (2, 3))):
+        with pytest.raises(struct.error):
+            run(*wrong)
+    with pytest.raises(ValueError, match="2 integers"):
+        run(1, (2, 3, 4))
+
+
+def test_views_are_seen_where_they_begin() -> None:
+    """Arrays that own no memory, and one without elements."""
+    run = image_of(lambda source: source.size * 1000 + (source[0] if source.size else 0), BYTES_IN)
+    whole = np.arange(9, dtype=np.uint8)
+    assert [run(whole), run(whole[4:7]), run(whole[9:])] == [9000, 3004, 0]
+    assert run(np.frombuffer(bytes([7, 8]), np.uint8)) == 2007

@@ -29,6 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from moeconv.kernels.cpu.images import Unsuited, load_image, make_image, read_image, write_image
 from moeconv.kernels.cpu.signatures import Type
 
@@ -48,7 +50,7 @@ def version_key() -> str:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     chosen = sorted(one for one in os.environ.items() if one[0].startswith("NUMBA_"))
     processor = (_binding.get_host_cpu_name(), sorted(cpu_features()))
-    facts = (_numba_version(), sys.version, processor, chosen)
+    facts = (_numba_version(), np.__version__, sys.version, processor, chosen)
     digest.update(repr(facts).encode())
     return digest.hexdigest()
 

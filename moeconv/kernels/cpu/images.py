@@ -4,6 +4,9 @@ numba's own cache needs numba to load: half a second of imports and registries b
 byte, and 60 MB. An image is the compiled function alone, as an object file that LLVM links: its
 arguments are integers and addresses, its memory comes from malloc, and it refers to nothing else.
 What is not of that kind gets no image.
+
+ctypes takes a tenth of a microsecond for each argument, and there are 30. So an image has one, the
+address of a block of int64: room for the results, for the status, and the arguments flattened.
 """
 
 from __future__ import annotations
@@ -20,9 +23,17 @@ from typing import Any
 
 import xxhash
 
-from moeconv.kernels.cpu.signatures import ADDRESS, Type, flattener, native_types
+from moeconv.kernels.cpu.signatures import (
+    ADDRESS,
+    Type,
+    block_slots,
+    flattener,
+    holds_addresses,
+    native_types,
+)
 
 _binding: Any = import_module("llvmlite.binding")  # it has no annotations
+ENTRY = "moeconv.block."  # what the name of an image's own function begins with
 
 # What an image may leave to be linked: the C library's.
 OUTSIDE = frozenset({"malloc", "free", "memcpy", "memmove", "memset"})
@@ -80,14 +91,17 @@ def make_image(dispatcher: Any, arguments: Sequence[Type]) -> bytes:
         runtime = import_module("numba.core.runtime.nrtdynmod")
         if str(runtime._meminfo_struct_type) != MEMINFO:
             raise Unsuited("numba's arrays have another owner")
+        if not holds_addresses():
+            raise Unsuited("numpy's arrays hold their addresses elsewhere")
         module = _binding.parse_bitcode(result.library._final_module.as_bitcode())
         found = [str(one.type) for one in module.get_function(symbol).arguments]
         if [ADDRESS if one.endswith("*") else one for one in found] != expected:
             raise Unsuited("numba passes arguments in another way")
-        code = _object_code(module, symbol, result.library._codegen._tm)
+        entry = _entry(symbol, expected, _slots(returned), arguments)
+        code = _object_code(module, entry, result.library._codegen._tm)
     except (AttributeError, LookupError, NameError, RuntimeError, ValueError) as error:
         raise Unsuited(str(error)) from error
-    return json.dumps([symbol, returned]).encode() + b"\n" + code
+    return json.dumps([f"{ENTRY}{symbol}", returned]).encode() + b"\n" + code
 
 
 def _returned(kind: str) -> int | str:
@@ -99,11 +113,52 @@ def _returned(kind: str) -> int | str:
     raise Unsuited(f"it returns {kind}")
 
 
-def _object_code(module: Any, symbol: str, machine: Any) -> bytes:
-    """Return the object code of one function, and of all that it calls."""
-    module.link_in(_binding.parse_assembly(_RUNTIME))
+def _slots(returned: int | str) -> int:
+    """Return how many int64 of a block what comes back takes."""
+    return returned if isinstance(returned, int) else 1
+
+
+def _entry(symbol: str, types: Sequence[str], results: int, arguments: Sequence[Type]) -> str:
+    """Return the LLVM assembly of a function that calls another with what lies in a block."""
+    lines, given, slot = (
+        [f"%status = getelementptr i64, ptr %block, i64 {results}"],
+        [],
+        results + 1,
+    )
+    for width in (one for kind in arguments for one in block_slots(kind)):
+        value = f"%v{slot}"
+        lines.append(f"%p{slot} = getelementptr i64, ptr %block, i64 {slot}")
+        if not width:
+            lines.append(f"{value} = load i64, ptr %p{slot}")
+            given.append(f"i64 {value}")
+            slot += 1
+            continue
+        lines += (
+            f"%f{slot} = load ptr, ptr %p{slot}",
+            f"{value} = load ptr, ptr %f{slot}",
+            f"%q{slot} = getelementptr i64, ptr %block, i64 {slot + 1}",
+            f"%n{slot} = load i64, ptr %q{slot}",
+        )
+        size = f"i64 %n{slot}, i64 {width}"
+        given.append(f"ptr null, ptr null, {size}, ptr {value}, {size}")
+        slot += 2
+    called = ", ".join(("ptr %block", "ptr %status", *given))
+    return f"""
+declare i32 @"{symbol}"({", ".join(types)})
+define i32 @"{ENTRY}{symbol}"(ptr %block) {{
+  {f"{chr(10)}  ".join(lines)}
+  %result = call i32 @"{symbol}"({called})
+  ret i32 %result
+}}
+"""
+
+
+def _object_code(module: Any, entry: str, machine: Any) -> bytes:
+    """Return the object code of `entry` (LLVM assembly), and of all that it calls in a module."""
+    for assembly in (_RUNTIME, entry):
+        module.link_in(_binding.parse_assembly(assembly))
     for one in (*module.functions, *module.global_variables):
-        if not one.is_declaration and one.name != symbol:
+        if not one.is_declaration and not one.name.startswith(ENTRY):
             one.linkage = "internal"
     builder = _binding.create_pass_builder(machine, _binding.create_pipeline_tuning_options(0))
     passes = _binding.create_new_module_pass_manager()
@@ -159,23 +214,29 @@ def load_image(image: bytes, arguments: Sequence[Type]) -> Callable[..., Any]:
     engine = _engine()
     engine.add_object_file(_binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    count = 2 + sum(1 for kind in arguments for _ in native_types(kind))
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * count)
+    first = _slots(returned) + 1
+    count = sum(2 if width else 1 for kind in arguments for width in block_slots(kind))
+    make_block: Callable[[], Any] = ctypes.c_int64 * (first + count)
+    fill, flatten = (
+        struct.Struct(f"{count}q").pack_into,
+        flattener(Type("Tuple", (tuple(arguments),))),
+    )
     results: Mapping[int | str, Callable[[Any], Any]] = {
-        "none": lambda result: None,
-        "int64": lambda result: result[0],
-        "bool": lambda result: bytes(result)[0] != 0,
+        "none": lambda block: None,
+        "int64": lambda block: block[0],
+        "bool": lambda block: block[0] != 0,
     }
+    result: Callable[[Any], Any] = results.get(returned, lambda block: tuple(block[: first - 1]))
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
     native = prototype(engine.get_function_address(symbol))
-    flatten = flattener(Type("Tuple", (tuple(arguments),)))
+    addressof = ctypes.addressof
 
     def run(*values: Any) -> Any:
-        given = flatten(values)
-        result = (ctypes.c_int64 * (returned if isinstance(returned, int) else 1))()
-        problem = ctypes.c_int64()
-        if native(ctypes.addressof(result), ctypes.addressof(problem), *given) != 0:
+        block = make_block()
+        fill(block, 8 * first, *flatten(values))
+        if native(addressof(block)) != 0:
             raise RuntimeError(f"{symbol} failed: out of memory?")
-        return results[returned](result) if returned in results else tuple(result)
+        return result(block)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +39,14 @@ class Stored(NamedTuple):
     places: npt.NDArray[np.int32] = NO_PLACES
 
 
+@lru_cache(maxsize=16)
 def places_of(rows: int, bits: int, run: b.Run) -> npt.NDArray[np.int32]:
     """Return [R, 2]: the word and the shift of each row's field in words along the rows."""
     row = np.arange(rows)
     bit = row % run.elements * bits
-    return np.stack((row // run.elements * run.words + bit // 32, bit % 32), axis=1).astype(I4)
+    found = np.stack((row // run.elements * run.words + bit // 32, bit % 32), axis=1).astype(I4)
+    found.flags.writeable = False
+    return found
 
 
 def plain_zeros(stored: Array) -> Array:

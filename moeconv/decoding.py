@@ -24,7 +24,7 @@ from moeconv.kernels.cpu import (
 from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.floats import cast
 from moeconv.store.buffers import Buffer, BufferPool
-from moeconv.store.reader import CHUNK_NBYTES, MAX_WASTE, SMALL_SPAN_NBYTES, Reader
+from moeconv.store.reader import Reader, runs_per_read
 from moeconv.types import DTYPE_BITS, TensorRef, Weight
 
 Array = npt.NDArray[Any]
@@ -124,10 +124,8 @@ class PartRead(NamedTuple):
         """Return the most memory that Reader.read_strided takes beside the buffer."""
         if self.stride == self.run or self.runs < 2:
             return 0
-        span = self.stride * self.runs
-        if self.stride > MAX_WASTE * self.run and span > SMALL_SPAN_NBYTES:
-            return 0
-        return min(span, max(CHUNK_NBYTES, self.stride))
+        at_once = min(runs_per_read(self.stride, self.run, self.runs), self.runs)
+        return 0 if at_once == 1 else at_once * self.stride
 
 
 def element_nbytes(dtype: str) -> int:

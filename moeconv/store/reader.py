@@ -31,6 +31,7 @@ MAX_WASTE = 4  # read the gaps too while they are at most this many times what i
 DIRECT_MIN_NBYTES = 256 << 10  # below it the kernel's reading ahead joins small reads better
 BOUNCE_NBYTES = 2 << 20  # about the second-level cache, between the read and the copy
 NEAR_NBYTES = 64 << 10  # a gap that is read, too, rather than asking twice
+GAP_NBYTES = 4 << 10  # gaps up to a page cost the disk nothing, and a call more than their bytes
 
 _BOUNCES = BufferPool(max_bytes=8 * BOUNCE_NBYTES)
 
@@ -134,6 +135,15 @@ def _flat(buffer: Bytes) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")  # cast refuses an extent of zero
 
 
+def runs_per_read(stride: int, run: int, count: int) -> int:
+    """Return how many of `count` runs of `run` bytes one request reads, the gaps between them too.
+
+    1 where the gaps are long, and much more than what is wanted.
+    """
+    short = stride - run <= GAP_NBYTES or stride <= MAX_WASTE * run
+    return max(1, CHUNK_NBYTES // stride) if short or stride * count <= SMALL_SPAN_NBYTES else 1
+
+
 class _Opened:
     """The descriptors of a file; `past_cache`: -1 where there is none, None before it is needed."""
 
@@ -230,9 +240,7 @@ class Reader:
         if stride == run:
             self.read_into(file, offset, packed)
             return
-        per_read = 1
-        if stride <= MAX_WASTE * run or stride * count <= SMALL_SPAN_NBYTES:
-            per_read = max(1, CHUNK_NBYTES // stride)
+        per_read = runs_per_read(stride, run, count)
         matrix = packed.reshape(count, run)
         for first in range(0, count, per_read):
             self._read_runs(file, offset + first * stride, stride, matrix[first : first + per_read])

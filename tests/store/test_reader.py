@@ -105,6 +105,8 @@ def packed(offset: int, stride: int, run: int, count: int) -> bytes:
         ((3, 4000, 10, 100), 1),  # large gaps, a small span
         ((3, 200_000, 10, 14), 14),  # large gaps, a large span
         ((3, 200_000, 60_000, 14), 1),  # the gaps cost less than the calls
+        ((3, 4106, 10, 600), 1),  # gaps of a page cost nothing, however little is wanted
+        ((3, 4107, 10, 600), 600),
         ((0, 1, 1, 1), 1),
         ((NBYTES - 8, 100, 8, 1), 1),  # ends with the file: nothing beyond the last run is read
         ((NBYTES - 108, 100, 8, 2), 1),
@@ -146,6 +148,7 @@ def test_read_strided_in_chunks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_NBYTES", chunk)
         patch.setattr(module, "SMALL_SPAN_NBYTES", 10 * chunk)
+        patch.setattr(module, "GAP_NBYTES", 300)
         buffer = np.zeros(run * count, np.uint8)
         source.read_strided("a", offset, run + gap, run, count, buffer)
     assert buffer.tobytes() == packed(offset, run + gap, run, count)

@@ -24,7 +24,8 @@ from moeconv.kernels.cpu import (
 from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.floats import cast
 from moeconv.store.buffers import Buffer, BufferPool
-from moeconv.store.reader import Reader, runs_per_read
+from moeconv.store.reader import Reader
+from moeconv.store.strides import runs_per_read
 from moeconv.types import DTYPE_BITS, TensorRef, Weight
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moeconv.errors import Refused
 from moeconv.execute import Limits
-from moeconv.store.space import cpu_count, human, memory_limit
+from moeconv.store.space import choose_memory, cpu_count, human
 
 DEFAULT_MEMORY_NBYTES = 2 << 30
 WAITING_JOBS = 2  # beside one per core: a task that waits for the disk needs no core
@@ -33,14 +33,7 @@ def choose_limits(resources: Resources) -> Limits:
     Raises Refused for more memory than is free.
     """
     jobs = resources.jobs or cpu_count() + WAITING_JOBS
-    memory, free = resources.memory_nbytes, memory_limit()
-    if memory is None:
-        memory = min(DEFAULT_MEMORY_NBYTES, max(free // 2, 64 << 20))
-    elif memory > free:
-        raise Refused(
-            f"--memory {human(memory)} is more than is free here ({human(free)})",
-            hint="a smaller --memory; without it 2 GiB, or half of what is free",
-        )
+    memory = choose_memory(resources.memory_nbytes, DEFAULT_MEMORY_NBYTES)
     return Limits(jobs, memory * (IDLE_SHARE - 1) // IDLE_SHARE)
 
 

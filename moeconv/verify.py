@@ -21,7 +21,7 @@ from moeconv.plan import Plan, build_plan
 from moeconv.reread import Unit, damaged_segments, tensors_within, units_of
 from moeconv.store.reader import Reader
 from moeconv.store.source import open_source
-from moeconv.store.space import cpu_count
+from moeconv.store.space import choose_memory, cpu_count
 from moeconv.types import Json
 
 if TYPE_CHECKING:
@@ -88,10 +88,11 @@ class Report:
 class Effort:
     """What a verification may use, and who hears of its progress; it changes no result.
 
-    `memory_nbytes` bounds what is derived at once; `jobs` None: as many threads as cores.
+    `memory_nbytes` bounds what is derived at once; None: 1 GiB, or half of what is free where that
+    is less. `jobs` None: as many threads as cores.
     """
 
-    memory_nbytes: int = DEFAULT_MEMORY_NBYTES
+    memory_nbytes: int | None = None
     jobs: int | None = None
     progress: Callable[[Progress], None] | None = None
 
@@ -118,11 +119,11 @@ def verify(
         raise UsageError(f"a sample of {sample} is not above 0 and at most 1", hint="5% is 0.05")
     begin = time.monotonic()
     effort = effort or Effort()
+    memory_nbytes = choose_memory(effort.memory_nbytes, DEFAULT_MEMORY_NBYTES)
     finished = read_finished(Path(dst))
     plan = None
     if source is not None:
-        given = None if config is None else Path(config)
-        plan = recorded_plan(finished, Path(source), given)
+        plan = recorded_plan(finished, Path(source), Path(config) if config is not None else None)
     findings = Findings(effort.progress)
     files = check_files(finished, findings)
     check_index(finished, files, findings)
@@ -133,7 +134,7 @@ def verify(
         deep = _Deep(finished, plan, files, sample)
         findings.expect(*deep.work())
     reread = _read_again(finished, files, effort.threads, findings)
-    rederived = deep.run(effort, findings) if deep is not None else Rederived()
+    rederived = deep.run(effort, memory_nbytes, findings) if deep is not None else Rederived()
     return Report(
         len(finished.files),
         sum(file.tensors for file in finished.files),
@@ -231,14 +232,14 @@ class _Deep:
 
         return sum(unit_nbytes(self.plan, unit) for unit in self.units), len(self.units)
 
-    def run(self, effort: Effort, findings: Findings) -> Rederived:
+    def run(self, effort: Effort, memory_nbytes: int, findings: Findings) -> Rederived:
         """Derive and compare; return how much."""
         from moeconv.execute import raise_open_files
         from moeconv.rederive import Deriver, block_nbytes_within
 
         tensors: set[tuple[int, int]] = set()
         elements = nbytes = 0
-        block_nbytes = block_nbytes_within(effort.memory_nbytes, effort.threads)
+        block_nbytes = block_nbytes_within(memory_nbytes, effort.threads)
         paths = {file.name: self.root / file.name for file in self.plan.files}
         raise_open_files(len(paths) + len(self.plan.model.source.files) + OTHER_FILES)
         with Reader(self.plan.model.source.files) as source, Reader(paths) as output:

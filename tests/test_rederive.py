@@ -19,7 +19,8 @@ from moeconv.element_bits import rounded_bits
 from moeconv.errors import UsageError, VerifyFailed
 from moeconv.finished import read_finished
 from moeconv.kernels.cpu import KERNELS, Counts
-from moeconv.rederive import choose_units, slots_of
+from moeconv.rederive import block_nbytes_within, choose_units, slots_of
+from moeconv.store import space
 from moeconv.store.safetensors import read_header
 from moeconv.verify import Effort, recorded_plan, verify
 from tests.outputs import convert, flip, rewrite_manifest
@@ -72,6 +73,22 @@ def test_right_conversions_are_right(
     tensors = [ref for header in headers for ref in header.tensors if ref.nbytes]
     assert report.rederived.tensors == len(tensors)
     assert report.rederived.nbytes == sum(ref.nbytes for ref in tensors)
+
+
+def test_no_more_memory_than_is_free(
+    fixtures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst = convert(fixtures / MIXTRAL, tmp_path / "out")
+    monkeypatch.setattr(space, "memory_limit", lambda: 200 << 20)
+    given: list[int] = []
+
+    def recorded(memory_nbytes: int, jobs: int) -> int:
+        given.append(memory_nbytes)
+        return block_nbytes_within(memory_nbytes, jobs)
+
+    monkeypatch.setattr(rederive, "block_nbytes_within", recorded)
+    verify(dst, fixtures / MIXTRAL, effort=ONE).require_ok()
+    assert given == [100 << 20]
 
 
 def test_no_kernel_takes_part(

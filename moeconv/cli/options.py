@@ -182,7 +182,7 @@ _MEMORY = Row(
     RUNNING,
 )
 JOBS = Row("jobs", "number", "Tasks in flight. (default: from the number of cores)", RUNNING)
-EFFORT = (_MEMORY._replace(help="Bound on bytes in flight. (default: 1GiB)"), JOBS)
+EFFORT = (_MEMORY._replace(help=_MEMORY.help.replace("2GiB", "1GiB")), JOBS)
 DEVICE = Row(
     "device",
     "text",

@@ -22,16 +22,13 @@ import numpy.typing as npt
 from moeconv.errors import BadSource, IOFailed, MoeconvError
 from moeconv.store import direct, system
 from moeconv.store.buffers import BufferPool, aligned
+from moeconv.store.strides import runs_per_read
 
 Bytes = npt.NDArray[np.uint8] | memoryview | bytearray
 
-CHUNK_NBYTES = 4 << 20
-SMALL_SPAN_NBYTES = 1 << 20
-MAX_WASTE = 4  # read the gaps too while they are at most this many times what is wanted
 DIRECT_MIN_NBYTES = 256 << 10  # below it the kernel's reading ahead joins small reads better
 BOUNCE_NBYTES = 2 << 20  # about the second-level cache, between the read and the copy
 NEAR_NBYTES = 64 << 10  # a gap that is read, too, rather than asking twice
-GAP_NBYTES = 4 << 10  # gaps up to a page cost the disk nothing, and a call more than their bytes
 
 _BOUNCES = BufferPool(max_bytes=8 * BOUNCE_NBYTES)
 
@@ -135,15 +132,6 @@ def _flat(buffer: Bytes) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")  # cast refuses an extent of zero
 
 
-def runs_per_read(stride: int, run: int, count: int) -> int:
-    """Return how many of `count` runs of `run` bytes one request reads, the gaps between them too.
-
-    1 where the gaps are long, and much more than what is wanted.
-    """
-    short = stride - run <= GAP_NBYTES or stride <= MAX_WASTE * run
-    return max(1, CHUNK_NBYTES // stride) if short or stride * count <= SMALL_SPAN_NBYTES else 1
-
-
 class _Opened:
     """The descriptors of a file; `past_cache`: -1 where there is none, None before it is needed."""
 
@@ -230,7 +218,7 @@ class Reader:
         """Fill `buffer` ([count * run] bytes) with `count` runs of `run` bytes, packed.
 
         Run i starts `stride` bytes after run i - 1. Short gaps are read and thrown away, in
-        chunks of at most CHUNK_NBYTES; long ones are jumped over.
+        chunks of some MiB; long ones are jumped over (strides.py).
         """
         packed = np.frombuffer(_flat(buffer), dtype=np.uint8)
         if run < 0 or count < 0 or stride < run or packed.size != run * count:

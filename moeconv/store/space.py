@@ -12,6 +12,7 @@ from moeconv.errors import Refused
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 
+LEAST_NBYTES = 64 << 20  # that work is given where next to nothing is free
 _UNITS = ("KB", "MB", "GB", "TB", "PB")
 
 
@@ -54,6 +55,22 @@ def check_space(path: Path, needed_nbytes: int, already_nbytes: int = 0) -> None
 def memory_limit() -> int:
     """Return the bytes that this process may take now: free memory, and less in a full cgroup."""
     return max(min([_available(), *_cgroup_memory()]), 0)
+
+
+def choose_memory(given: int | None, most: int) -> int:
+    """Return the bytes that work may take: `given`, else `most`, or half of what is free.
+
+    Raises Refused for more than is free.
+    """
+    free = memory_limit()
+    if given is None:
+        return min(most, max(free // 2, LEAST_NBYTES))
+    if given > free:
+        raise Refused(
+            f"--memory {human(given)} is more than is free here ({human(free)})",
+            hint="a smaller --memory; without it at most half of what is free",
+        )
+    return given
 
 
 def process_peak_rss() -> int:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moeconv.errors import BadSource, IOFailed
 from moeconv.store import reader as module
+from moeconv.store import strides
 from moeconv.store.reader import Reader
 
 NBYTES = 3 << 20
@@ -146,16 +147,16 @@ def test_read_strided_in_chunks(
     source: Reader, offset: int, run: int, gap: int, count: int, chunk: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK_NBYTES", chunk)
-        patch.setattr(module, "SMALL_SPAN_NBYTES", 10 * chunk)
-        patch.setattr(module, "GAP_NBYTES", 300)
+        patch.setattr(strides, "CHUNK_NBYTES", chunk)
+        patch.setattr(strides, "SMALL_SPAN_NBYTES", 10 * chunk)
+        patch.setattr(strides, "GAP_NBYTES", 300)
         buffer = np.zeros(run * count, np.uint8)
         source.read_strided("a", offset, run + gap, run, count, buffer)
     assert buffer.tobytes() == packed(offset, run + gap, run, count)
 
 
 def test_chunks_are_bounded(source: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_NBYTES", 1000)
+    monkeypatch.setattr(strides, "CHUNK_NBYTES", 1000)
     sizes: list[int] = []
     preadv = os.preadv
 

@@ -164,3 +164,26 @@ def test_peak_rss_remembers_what_was_freed() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     assert 60 << 20 < int(done.stdout) < 90 << 20
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "expected"),
+    [
+        (None, 10 << 30, 1 << 30),
+        (None, 600 << 20, 300 << 20),
+        (None, 0, 64 << 20),  # next to nothing is free: the system may find more
+        (7, 7, 7),
+        (5 << 30, 10 << 30, 5 << 30),
+    ],
+)
+def test_choose_memory(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, free: int, expected: int
+) -> None:
+    monkeypatch.setattr(space, "memory_limit", lambda: free)
+    assert space.choose_memory(given, 1 << 30) == expected
+
+
+def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "memory_limit", lambda: 999)
+    with pytest.raises(Refused, match=r"--memory 1\.0 KB is more than is free here \(999 B\)"):
+        space.choose_memory(1000, 1 << 30)

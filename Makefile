@@ -36,7 +36,7 @@ test-all: $(STAMP)
 
 # On a machine with a GPU: the kernels themselves, and what only hardware can show.
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -rs tests/device tests/kernels/test_gpu_*.py
+	$(BIN)/python -m pytest -rs -k "gpu or device" tests/device tests/kernels
 
 # kt-kernel 0.7.2 in an environment of its own: MOECONV_KT_PYTHON=/path/to/python make test-kt
 test-kt: $(STAMP)

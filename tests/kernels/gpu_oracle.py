@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,9 @@ from tests.kernels import oracle
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BYTES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu)
 PADDING = 7  # what lies beside the output
+# Whether rows and columns of the output are turned, elements from one to the next, and how many lie
+# between lines.
+ORDERS = ((False, 1, 0), (False, 1, 3), (True, 1, 1), (True, 2, 0))
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -27,7 +31,7 @@ def on_device(tensor: torch.Tensor) -> torch.Tensor:
     return room[1:].view(stored.shape)
 
 
-def run(
+def fill(
     codec: str, parts: oracle.Tensors, params: Params, dtype: str, bits: torch.Tensor
 ) -> Counts:
     """Fill bits [R, C] from the parts of just that window; return what the kernel counted."""
@@ -39,10 +43,22 @@ def run(
     return Counts(*counts.tolist())
 
 
+def run(
+    codec: str, parts: oracle.Tensors, params: Params, dtype: str, shape: tuple[int, int]
+) -> Counts:
+    """Decode a window [R, C] from its parts, which may not be those; return what was counted."""
+    given = {part: on_device(tensor) for part, tensor in parts.items()}
+    return fill(codec, given, params, dtype, torch.empty(shape, dtype=OUT_DTYPES[dtype]).to(DEVICE))
+
+
 def decode(
-    weight: Weight, parts: oracle.Tensors, window: Window, dtype: str
+    weight: Weight,
+    parts: oracle.Tensors,
+    window: Window,
+    dtype: str,
+    orders: Sequence[tuple[bool, int, int]] = ORDERS,
 ) -> tuple[np.ndarray, Counts]:
-    """Return the bits and counts that the kernel gives, the same in every order of the output."""
+    """Return the bits and counts that the kernel gives, the same in each of these orders."""
     kernel = kernel_of(weight.codec, turned=weight.transposed)
     assert kernel is not None
     given = {part: on_device(tensor) for part, tensor in parts.items()}
@@ -50,7 +66,7 @@ def decode(
     if weight.transposed:
         stored = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
     found = []
-    for turned, step, pad in ((False, 1, 0), (False, 1, 3), (True, 1, 1), (True, 2, 0)):
+    for turned, step, pad in orders:
         shape = (stored.cols, stored.rows) if turned else (stored.rows, stored.cols)
         room = torch.full((shape[0], shape[1] + pad, step), PADDING, dtype=OUT_DTYPES[dtype])
         wide = room.to(DEVICE)
@@ -69,3 +85,6 @@ def decode(
 
 
 check = partial(oracle.check, decode=decode)
+# For tests of numbers: where they go does not depend on what they are.
+check_numbers = partial(oracle.check, decode=partial(decode, orders=ORDERS[1:2]))
+SIDE = oracle.Side(check, check_numbers, run)

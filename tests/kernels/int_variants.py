@@ -8,12 +8,8 @@ from functools import partial
 import torch
 
 from moeconv.measure.cases import Tile
-from moeconv.types import Params
 from tests.kernels.int_parts import with_params
-from tests.kernels.test_cpu_ints import packed, plain
-from tests.kernels.test_cpu_turned_ints import awq, gptq, ordered
-
-Made = tuple[dict[str, torch.Tensor], Params]
+from tests.kernels.int_weights import Made, awq, gptq, ordered, packed, plain
 
 
 def _packed(tile: Tile) -> Iterator[tuple[str, Made]]:

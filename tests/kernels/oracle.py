@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,6 +78,13 @@ def decode(
     return np.ascontiguousarray(out).view(f"u{out.itemsize}"), counts
 
 
+def run(codec: str, parts: Tensors, params: Params, dtype: str, shape: tuple[int, int]) -> Counts:
+    """Decode a window [R, C] from its parts, which may not be those; return what was counted."""
+    given = {part: as_numpy(tensor) for part, tensor in parts.items()}
+    out = np.empty(shape, OUTPUTS[dtype][0])
+    return KERNELS[codec](given, Window(0, shape[0], 0, shape[1]), params, dtype, out)
+
+
 Decode = Callable[[Weight, Tensors, Window, str], tuple[np.ndarray, Counts]]
 
 
@@ -102,3 +110,14 @@ def check(
         wrong = np.argwhere(bits != wanted)[:5].tolist()
         assert [(at, hex(bits[*at]), hex(wanted[*at])) for at in wrong] == [], dtype
         assert counts == wanted_counts, dtype
+
+
+class Side(NamedTuple):
+    """How tests run the kernels of the CPU, or those of a GPU."""
+
+    check: Callable[..., None]
+    check_numbers: Callable[..., None]  # in one order of the output: numbers are the same in all
+    run: Callable[[str, Tensors, Params, str, tuple[int, int]], Counts]
+
+
+SIDE = Side(check, check, run)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeconv.codecs.base import Window
-from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import KERNELS, Counts, eights, fp8
 from moeconv.kernels.cpu.cache import cpu_features
 from tests.kernels.assembly import assembly_of, assert_one_run, nb
@@ -20,22 +19,12 @@ from tests.kernels.fp8_parts import (
     FORMATS,
     SCALES,
     check_blocks,
-    codes,
-    every_byte,
     finite_bytes,
     grid,
     params_of,
-    scales,
     special_scales,
 )
 from tests.kernels.oracle import as_numpy, check
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_every_byte_under_special_scales(form: str) -> None:
-    by = special_scales()[:, None]
-    tensors = {"weight": every_byte(by.shape[0], form), "weight_scale": by}
-    check("fp8-channel", tensors, params_of(form))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -89,14 +78,6 @@ def test_subnormals_do_not_depend_on_the_threads_mode() -> None:
     np.testing.assert_array_equal(flushed.view(np.uint32), plain.view(np.uint32))
 
 
-@pytest.mark.parametrize("scale", ["F8_E8M0", "U8"])
-@pytest.mark.parametrize("form", FORMATS)
-def test_every_byte_under_every_exponent(form: str, scale: str) -> None:
-    by = torch.arange(256, dtype=torch.uint8).view(SCALES[scale])[:, None]
-    tensors = {"weight": every_byte(256, form), "weight_scale": by}
-    check("fp8-channel", tensors, params_of(form))
-
-
 def test_every_pair_of_mxfp8() -> None:
     """Each row has one byte in all of its columns, each group of 32 its own exponent."""
     bytewise = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 256 * 32)
@@ -137,29 +118,18 @@ def test_counts_by_hand(scale: float, dtype: str, counts: tuple[int, int, int]) 
     assert KERNELS["fp8-channel"](parts, Window(0, 1, 0, 2), params, dtype, out) == counts
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("form", FORMATS)
-def test_kinds_of_scales(form: str, scale: str) -> None:
-    check_blocks((37, 300), (16, 48), (form, scale))
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("size", "block"),
     [
-        ((1, 1), (128, 128)),
-        ((1, 257), (128, 128)),
-        ((257, 1), (128, 128)),
-        ((144, 160), (128, 128)),
         ((5, 8192 + 96), (2, 128)),  # more columns than are decoded at a time
         ((3, 8192 + 50), (1, 32)),
-        ((3, 100), (1, 16)),
-        ((7, 11), (3, 5)),
         ((9, 9000), (4, 7)),
-        ((4, 64), (100, 1)),
     ],
 )
-def test_shapes(size: tuple[int, int], block: tuple[int, int], transposed: bool) -> None:
+def test_more_columns_than_are_decoded_at_a_time(
+    size: tuple[int, int], block: tuple[int, int], transposed: bool
+) -> None:
     check_blocks(
         size,
         block,
@@ -180,65 +150,6 @@ def test_any_blocks(
     size: tuple[int, int], block: tuple[int, int], kinds: tuple[str, str], transposed: bool
 ) -> None:
     check_blocks(size, block, kinds, transposed=transposed)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(
-    ("codec", "shape"), [("fp8-tensor", (1, 1)), ("fp8-channel", (50, 1)), ("mxfp8", (50, 4))]
-)
-def test_codecs(codec: str, shape: tuple[int, int], transposed: bool) -> None:
-    scale = "U8" if codec == "mxfp8" else "F32"
-    tensors = {"weight": codes((50, 100), "F8_E4M3"), "weight_scale": scales(shape, scale)}
-    if transposed:
-        tensors = {part: tensor.T.contiguous() for part, tensor in tensors.items()}
-    check(codec, tensors, params_of("F8_E4M3"), transposed=transposed)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_window_in_the_middle(transposed: bool) -> None:
-    block = (16, 32)
-    weight, by = codes((64, 200), "F8_E4M3"), scales((4, 7), "BF16")
-    if transposed:
-        weight, by = weight.T.contiguous(), by.T.contiguous()
-    tensors = {"weight": weight, "weight_scale": by}
-    window = Window(16, 48, 64, 200)
-    check(
-        "fp8-block",
-        tensors,
-        params_of("F8_E4M3", block),
-        window=window,
-        transposed=transposed,
-    )
-
-
-@pytest.mark.parametrize("size", [(0, 64), (4, 0)])
-def test_nothing(size: tuple[int, int]) -> None:
-    parts = {
-        "weight": np.empty(size, np.uint8),
-        "weight_scale": np.ones((min(size[0], 1), min(size[1], 1)), np.float32),
-    }
-    window = Window(0, size[0], 0, size[1])
-    out = np.empty(size, np.uint16)
-    params = params_of("F8_E4M3", (128, 128))
-    assert KERNELS["fp8-block"](parts, window, params, "BF16", out) == (0, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("weight", "scale", "out"),
-    [
-        ((4, 63), (1, 1), (4, 64)),
-        ((4, 64), (1, 2), (4, 64)),
-        ((4, 64), (0, 1), (4, 64)),
-        ((4, 64), (1, 1), (3, 64)),
-    ],
-)
-def test_wrong_shapes_are_refused(
-    weight: tuple[int, int], scale: tuple[int, int], out: tuple[int, int]
-) -> None:
-    parts = {"weight": np.zeros(weight, np.uint8), "weight_scale": np.zeros(scale, np.float32)}
-    params = params_of("F8_E4M3", (128, 128))
-    with pytest.raises(ShapeMismatch, match="not"):
-        KERNELS["fp8-block"](parts, Window(0, 4, 0, 64), params, "BF16", np.zeros(out, np.uint16))
 
 
 @pytest.mark.skipif("+ssse3" not in cpu_features(), reason="reads the assembly of a byte shuffle")

@@ -11,7 +11,7 @@ from moeconv.kernels.cpu import Counts
 from moeconv.kernels.gpu import KERNELS, TURNED_KERNELS
 from moeconv.kernels.gpu.base import OUT_DTYPES
 from tests.kernels.float_parts import BITS, NAN, PAIRS, as_torch, expected, samples
-from tests.kernels.gpu_oracle import DEVICE, on_device, run
+from tests.kernels.gpu_oracle import DEVICE, fill, on_device
 
 PADDING = 5
 
@@ -21,7 +21,7 @@ def cast(bits: np.ndarray, stored: str, dtype: str, pad: int = 0) -> tuple[np.nd
     rows, cols = bits.shape
     wide = torch.full((rows, cols + pad), PADDING, dtype=OUT_DTYPES[dtype], device=DEVICE)
     parts = {"weight": on_device(as_torch(bits, stored))}
-    counts = run("float", parts, {"dtype": stored}, dtype, wide[:, :cols])
+    counts = fill("float", parts, {"dtype": stored}, dtype, wide[:, :cols])
     assert bool((wide[:, cols:] == PADDING).all())
     found = np.ascontiguousarray(wide[:, :cols].cpu().numpy()).view(BITS[dtype])
     return found, counts
@@ -65,4 +65,4 @@ def test_turned_is_the_same() -> None:
 def test_another_dtype_is_refused() -> None:
     parts = {"weight": torch.zeros(1, 4, dtype=torch.float64)}
     with pytest.raises(ShapeMismatch, match="weight"):
-        run("float", parts, {"dtype": "F32"}, "BF16", torch.empty(1, 4, dtype=torch.int16))
+        fill("float", parts, {"dtype": "F32"}, "BF16", torch.empty(1, 4, dtype=torch.int16))

@@ -21,7 +21,7 @@ def decode(
 ) -> Counts:
     """Fill `out` [R, C] from int32 words [C, R/8], scales [G, R] and zero points [G, R/8].
 
-    Equals codecs/awq.py rounded once; tests/kernels/test_cpu_turned_ints.py holds it to that.
+    Equals codecs/awq.py rounded once; tests/kernels/test_turned_ints.py holds it to that.
     """
     words = -(-window.rows // PER_WORD)
     check_array("words", parts["qweight"], I4, (window.cols, words))

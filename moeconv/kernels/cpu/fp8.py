@@ -261,7 +261,7 @@ def decode_blocks(
     """Fill `out` [R, C] from codes [R, C] and scales [ceil R/block, ceil C/block].
 
     Scales are float32, or E8M0 bytes. Equals codecs/fp8.py and codecs/mxfp8.py rounded once;
-    tests/kernels/test_cpu_fp8.py holds it to that.
+    tests/kernels/test_fp8.py holds it to that.
     """
     rows, cols = out.shape
     dtype, codes, scales = str(params["dtype"]), parts["weight"], parts[str(params["scale"])]

@@ -23,7 +23,7 @@ def decode(
 ) -> Counts:
     """Fill `out` [R, C] from int32 words [C*bits/32, R], scales [G, R], zeros [G, R*bits/32].
 
-    Equals codecs/gptq.py rounded once; tests/kernels/test_cpu_turned_ints.py holds it to that.
+    Equals codecs/gptq.py rounded once; tests/kernels/test_turned_ints.py holds it to that.
     """
     check_payload(parts, window, params)
     bits = int(params["bits"])

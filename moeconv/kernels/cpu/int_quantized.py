@@ -21,7 +21,7 @@ def decode(
 ) -> Counts:
     """Fill `out` [R, C] from int8 codes [R, C], scales and int8 or int32 zeros [R or 1, G].
 
-    Equals codecs/int_quantized.py rounded once; tests/kernels/test_cpu_ints.py holds it to that.
+    Equals codecs/int_quantized.py rounded once; tests/kernels/test_ints.py holds it to that.
     """
     check_payload(parts, window, params)
     codes, scales = parts["weight"], parts["weight_scale"]

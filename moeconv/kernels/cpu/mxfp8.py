@@ -16,7 +16,7 @@ def decode(
 ) -> Counts:
     """Fill `out` [R, C] from codes [R, C] and exponents [R, ceil C/32].
 
-    Equals codecs/mxfp8.py rounded once; tests/kernels/test_cpu_fp8.py holds it to that.
+    Equals codecs/mxfp8.py rounded once; tests/kernels/test_fp8.py holds it to that.
     """
     return decode_blocks(parts, params, (1, GROUP), out_dtype, out)
 

@@ -36,7 +36,7 @@ def decode_ct(
     """Fill `out` [R, C] from codes [R, ceil C/2] and scales [R, ceil C/16]; the weight's scale
     divides.
 
-    Equals codecs/nvfp4.py rounded once; tests/kernels/test_cpu_nvfp4.py holds it to that.
+    Equals codecs/nvfp4.py rounded once; tests/kernels/test_nvfp4.py holds it to that.
     """
     check_array("out", out, ELEMENTS[out_dtype], (window.rows, window.cols))
     with np.errstate(all="ignore"):
@@ -51,7 +51,7 @@ def decode_modelopt(
     """Fill `out` [R, C] from codes [R, ceil C/2] and scales [R, ceil C/16]; the weight's scale
     multiplies.
 
-    Equals codecs/nvfp4.py rounded once; tests/kernels/test_cpu_nvfp4.py holds it to that.
+    Equals codecs/nvfp4.py rounded once; tests/kernels/test_nvfp4.py holds it to that.
     """
     check_array("out", out, ELEMENTS[out_dtype], (window.rows, window.cols))
     with np.errstate(all="ignore"):

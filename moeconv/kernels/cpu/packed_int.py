@@ -24,7 +24,7 @@ def decode(
 ) -> Counts:
     """Fill `out` [R, C] from int32 words [R, C*bits/32] and scales [R or 1, G].
 
-    Equals codecs/packed_int.py rounded once; tests/kernels/test_cpu_ints.py holds it to that.
+    Equals codecs/packed_int.py rounded once; tests/kernels/test_ints.py holds it to that.
     """
     check_payload(parts, window, params)
     bits, run = int(params["bits"]), run_of(params)

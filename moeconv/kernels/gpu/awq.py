@@ -84,7 +84,7 @@ def _decode(
 def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [C, R/8], scales [G, R] and zero points [G, R/8].
 
-    Equals codecs/awq.py rounded once; tests/kernels/test_gpu_turned_ints.py holds it to that.
+    Equals codecs/awq.py rounded once; tests/kernels/test_turned_ints.py holds it to that.
     """
     rows, cols = window.rows, window.cols
     codes, scales, packed = parts["qweight"], parts["scales"], params["zeros"] == "packed"

@@ -105,7 +105,7 @@ def _decode_stored(
     """Fill `out` [R, C] from codes uint8 [R, C] and scales [ceil R/block, ceil C/block].
 
     Scales are float32, BF16, F16 or E8M0 bytes. `turned`: parts, window and out are [cols, rows].
-    Equals codecs/fp8.py and codecs/mxfp8.py rounded once; tests/kernels/test_gpu_fp8.py holds it to
+    Equals codecs/fp8.py and codecs/mxfp8.py rounded once; tests/kernels/test_fp8.py holds it to
     that.
     """
     rows, cols = shape = window.rows, window.cols

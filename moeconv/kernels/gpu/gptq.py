@@ -12,7 +12,7 @@ from moeconv.types import Params
 def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [C*bits/32, R], scales [G, R], zeros [G, R*bits/32].
 
-    Equals codecs/gptq.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
+    Equals codecs/gptq.py rounded once; tests/kernels/test_turned_ints.py holds it to that.
     """
     bits, scales = int(params["bits"]), parts["scales"]
     packed = params["zeros"] == "packed" and not params["sym"]  # sym: 2^(bits-1), as was checked

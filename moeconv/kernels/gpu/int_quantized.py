@@ -18,7 +18,7 @@ MIDDLE = 128
 def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int8 codes [R, C], scales and int8 or int32 zeros [R or 1, G].
 
-    Equals codecs/int_quantized.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
+    Equals codecs/int_quantized.py rounded once; tests/kernels/test_ints.py holds it to that.
     """
     codes, scales = parts["weight"], parts["weight_scale"]
     zeros = parts["weight_zero_point"] if params["zeros"] else None

@@ -99,7 +99,7 @@ def _decode_checked(
 def decode_ct(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C]; the weight's scale divides.
 
-    Equals codecs/nvfp4.py rounded once; tests/kernels/test_gpu_nvfp4.py holds it to that.
+    Equals codecs/nvfp4.py rounded once; tests/kernels/test_nvfp4.py holds it to that.
     """
     stored = (parts["weight_packed"], parts["weight_scale"], parts["weight_global_scale"])
     _decode_checked(stored, True, out)
@@ -108,7 +108,7 @@ def decode_ct(parts: Parts, window: Window, params: Params, out: Output) -> None
 def decode_modelopt(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C]; the weight's scale multiplies.
 
-    Equals codecs/nvfp4.py rounded once; tests/kernels/test_gpu_nvfp4.py holds it to that.
+    Equals codecs/nvfp4.py rounded once; tests/kernels/test_nvfp4.py holds it to that.
     """
     stored = (parts["weight"], parts["weight_scale"], parts["weight_scale_2"])
     _decode_checked(stored, False, out)

@@ -15,7 +15,7 @@ ZEROS = {"absent": ints.NO_ZEROS, "plain": ints.PLAIN_ZEROS, "packed": ints.PACK
 def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from int32 words [R, C*bits/32] and scales [R or 1, G].
 
-    Equals codecs/packed_int.py rounded once; tests/kernels/test_gpu_ints.py holds it to that.
+    Equals codecs/packed_int.py rounded once; tests/kernels/test_ints.py holds it to that.
     """
     bits, run = int(params["bits"]), run_of(params)
     scales, zeros = parts["weight_scale"], str(params["zeros"])

@@ -167,6 +167,24 @@ def autoawq(case: Case, tile: Tile) -> Run:
     return run
 
 
+def bitsandbytes(case: Case, tile: Tile) -> Run:
+    """Return bitsandbytes' formula in plain torch, its "default" backend's, stated anew."""
+    parts = tensors_of(case)
+    codes, stored = (parts[name].flatten() for name in ("weight", "weight.absmax"))
+    table = parts["weight.quant_map"].flatten().to(torch.bfloat16)
+    nested = int(case.params["nested_blocksize"])
+
+    def run() -> object:
+        scales = parts["weight.nested_quant_map"].flatten()[stored.int()].view(-1, nested)
+        scales = scales * parts["weight.nested_absmax"].view(-1, 1) + case.params["nested_offset"]
+        index = torch.empty(codes.numel() * 2, dtype=torch.int32)
+        index[0::2], index[1::2] = codes >> 4, codes & 15
+        blocks = table[index].view(-1, int(case.params["blocksize"]))
+        return (blocks * scales.view(-1, 1)).to(torch.bfloat16).view(tile)
+
+    return run
+
+
 def reference(case: Case, tile: Tile) -> Run:
     """Return the plain torch of moeconv/codecs, rounded by torch."""
     parts = tensors_of(case)
@@ -212,6 +230,7 @@ PEERS: Mapping[str, Peer] = {
     "deepseek": Peer("DeepSeek's formula", "torch", deepseek),
     "gptqmodel": Peer("GPTQModel's formula", "torch", gptqmodel),
     "autoawq": Peer("AutoAWQ's formula", "torch", autoawq),
+    "bitsandbytes": Peer("bitsandbytes' formula", "torch", bitsandbytes),
     "reference": Peer("plain torch", "torch", reference),
 }
 
@@ -227,6 +246,7 @@ PEERS_OF: Mapping[str, tuple[str, ...]] = {
     "ggml": ("gguf-py",),
     "gptq": ("gptqmodel",),
     "awq": ("autoawq",),
+    "nf4": ("bitsandbytes",),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moeconv.codecs.nf4 import NESTED_CODES, NF4_CODES
 from moeconv.kernels.cpu.ggml import BLOCK_TYPES
 from moeconv.types import Params
 
@@ -100,6 +101,28 @@ def fours(tile: Tile, draw: Draw) -> Iterator[Case]:
         "weight_scale_2": np.full((1, 1), 1 / 64, np.float32),
     }
     yield Case("NVFP4, ModelOpt", "nvfp4-modelopt", modelopt, {}, 4)
+    yield Case("NF4", "nf4", *nf4(tile, draw), 4)
+
+
+def nf4(tile: Tile, draw: Draw) -> tuple[Parts, Params]:
+    """Return NF4 in bitsandbytes' blocks of 64, its scales quantized in blocks of 256."""
+    count = tile.rows * tile.cols
+    blocks = -(-count // 64)
+    params: Params = {
+        "rows": tile.rows,
+        "cols": tile.cols,
+        "blocksize": 64,
+        "nested_blocksize": 256,
+        "nested_offset": 0.02,
+    }
+    parts = {
+        "weight": draw.bytes(-(-count // 2), 1),
+        "weight.absmax": draw.bytes(1, blocks),
+        "weight.quant_map": np.sort(draw.normal(1, NF4_CODES)),
+        "weight.nested_absmax": draw.scales(1, -(-blocks // 256)),
+        "weight.nested_quant_map": np.sort(draw.normal(1, NESTED_CODES)),
+    }
+    return parts, params
 
 
 def eights(tile: Tile, draw: Draw) -> Iterator[Case]:

@@ -48,6 +48,11 @@ for dtype, kind in (("BF16", np.uint16), ("F16", np.uint16), ("F32", np.float32)
         found.update(out.tobytes())
     KERNELS["nvfp4-modelopt"]({"weight": draw(5, 47), **scales}, window, {}, dtype, out)
     found.update(out.tobytes())
+    flat = {"rows": 5, "cols": 94, "blocksize": 40, "nested_blocksize": 0, "nested_offset": 0.0}
+    tables = {"weight.absmax": draw(1, 12), "weight.quant_map": draw(1, 16)}
+    parts = {part: table.astype("f4") for part, table in tables.items()}
+    KERNELS["nf4"]({"weight": draw(235, 1), **parts}, window, flat, dtype, out)
+    found.update(out.tobytes())
 window, out = Window(0, 8, 0, 64), np.zeros((8, 64), np.uint16)
 params = {"bits": 4, "group_size": 32, "zeros": "absent", "packing": "dense", "act_order": False}
 parts = {"weight_packed": draw(8, 32).view(np.int32), "weight_scale": draw(8, 2).astype("f4")}
@@ -74,29 +79,30 @@ def compiled(look_up: Any) -> Any:
 
 
 @pytest.mark.parametrize("permute", PERMUTES)
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("form", [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST])
 @pytest.mark.parametrize("nbytes", [2, 4])
-def test_sixteen_codes(permute: shuffles.Permute, packed: bool, nbytes: int) -> None:
+def test_sixteen_codes(permute: shuffles.Permute, form: int, nbytes: int) -> None:
     """At places off any alignment; what lies beside the outputs stays."""
-    rng, count = np.random.default_rng(0), 8 if packed else 16
+    rng, count = np.random.default_rng(0), 16 if form == shuffles.BYTES else 8
     codes = rng.integers(0, 256, 63 + count, dtype=np.uint8)
     tables = rng.integers(0, 256, 65 + 16 * nbytes, dtype=np.uint8)
     out = np.full(5 + 64 * 64, 7, np.uint8)
     wanted = out.copy()
     for at in range(0, 64, 2):
         taken = codes[at + 1 : at + 1 + count]
-        order = np.stack([taken & 15, taken >> 4], axis=-1).ravel() if packed else taken & 15
+        pairs = [taken & 15, taken >> 4][:: -1 if form == shuffles.HIGH_FIRST else 1]
+        order = taken & 15 if form == shuffles.BYTES else np.stack(pairs, axis=-1).ravel()
         planes = tables[at + 3 : at + 3 + 16 * nbytes].reshape(nbytes, 16)
         begin = 5 + at * 64
         wanted[begin : begin + 16 * nbytes] = planes[:, order].T.ravel()
-    compiled(shuffles.look_up_of(packed, nbytes, permute))(codes, tables, out)
+    compiled(shuffles.look_up_of(form, nbytes, permute))(codes, tables, out)
     np.testing.assert_array_equal(out, wanted)
 
 
 @pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_look_up_is_a_shuffle(packed: bool) -> None:
-    run = compiled(shuffles.look_up_of(packed, 2))
+@pytest.mark.parametrize("form", [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST])
+def test_a_look_up_is_a_shuffle(form: int) -> None:
+    run = compiled(shuffles.look_up_of(form, 2))
     (assembly,) = run.inspect_asm().values()
     assert_one_run(assembly, (r"\sv?pshufb\s",))
 

@@ -33,6 +33,11 @@ def table(values: Any, out: Any, at: int, zero: Any, scale: Any, offset: Any) ->
     sixteens.fill_table(values, out, at, (zero, scale, offset))
 
 
+@numba.njit((nb.float32[::1], BYTES_OUT.made(), nb.int64, F32, F32, F32))
+def wide_table(values: Any, out: Any, at: int, zero: Any, scale: Any, offset: Any) -> None:
+    sixteens.fill_wide_table(values, out, at, (zero, scale, offset))
+
+
 @numba.njit((BYTES_IN.made(), BYTES_OUT.made(), nb.boolean, F32, F32, F32))
 def scaled(codes: Any, out: Any, signed: bool, zero: Any, scale: Any, offset: Any) -> None:
     if signed:
@@ -41,23 +46,27 @@ def scaled(codes: Any, out: Any, signed: bool, zero: Any, scale: Any, offset: An
         sixteens.scale_bytes(codes, out, (3, 5), (zero, scale, offset))
 
 
-def wanted(values: np.ndarray, zero: Any, scale: Any, offset: Any) -> np.ndarray:
+def wanted(
+    values: np.ndarray, zero: Any, scale: Any, offset: Any, dtype: str = "BF16"
+) -> np.ndarray:
     with np.errstate(all="ignore"):
         found = (values - zero) * scale + offset
-    return rounded(torch.from_numpy(found), "BF16")[0]
+    return rounded(torch.from_numpy(found), dtype)[0]
 
 
+@pytest.mark.parametrize(("fill", "dtype"), [(table, "BF16"), (wide_table, "F32")])
 @pytest.mark.parametrize("offset", [np.float32(-0.0), np.float32(0.0), np.float32(-1.7)])
-def test_tables(offset: np.float32) -> None:
+def test_tables(offset: np.float32, fill: Any, dtype: str) -> None:
     values = np.arange(16, dtype=np.float32)
     for zero, scale in itertools.product(NUMBERS, NUMBERS):
-        out = np.full(40, PAD, np.uint8)
-        table(values, out, 5, zero, scale, offset)
-        planes = out[5:37].reshape(2, 16)
-        bits = planes[0] | planes[1].astype(np.uint16) << 8
-        np.testing.assert_array_equal(bits, wanted(values, zero, scale, offset).view(np.uint16))
+        right = wanted(values, zero, scale, offset, dtype)
+        end = 5 + right.nbytes
+        out = np.full(72, PAD, np.uint8)
+        fill(values, out, 5, zero, scale, offset)
+        planes = right.view(np.uint8).reshape(16, -1).T
+        np.testing.assert_array_equal(out[5:end], planes.ravel())
         assert (out[:5] == PAD).all()
-        assert (out[37:] == PAD).all()
+        assert (out[end:] == PAD).all()
 
 
 @pytest.mark.parametrize("signed", [False, True])

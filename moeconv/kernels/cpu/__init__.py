@@ -13,6 +13,7 @@ from moeconv.kernels.cpu import (
     int_quantized,
     mxfp4,
     mxfp8,
+    nf4,
     nvfp4,
     packed_int,
 )
@@ -41,6 +42,7 @@ KERNELS: Mapping[str, Kernel] = {
     "int-quantized": int_quantized.decode,
     "mxfp4": mxfp4.decode,
     "mxfp8": mxfp8.decode,
+    "nf4": nf4.decode,
     "nvfp4-ct": nvfp4.decode_ct,
     "nvfp4-modelopt": nvfp4.decode_modelopt,
     "packed-int": packed_int.decode,

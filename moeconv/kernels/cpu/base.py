@@ -54,6 +54,7 @@ BYTES_IN = nb.Array(nb.uint8, 1, "C", readonly=True, aligned=False)
 TABLE = nb.Array(nb.uint32, 1, "C", readonly=True, aligned=False)
 FLOATS_IN = nb.Array(nb.float32, 1, "C", readonly=True, aligned=False)
 BYTES_OUT = nb.Array(nb.uint8, 1, "C", aligned=False)
+FLOATS_OUT = nb.Array(nb.float32, 1, "C", aligned=False)
 
 
 class Rows(NamedTuple):

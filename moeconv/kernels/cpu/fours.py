@@ -26,7 +26,17 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
-from moeconv.kernels.cpu.floats import CODES, INF, MAGNITUDE, narrow, overflow_of, u2, u4, u8
+from moeconv.kernels.cpu.floats import (
+    CODES,
+    INF,
+    MAGNITUDE,
+    as_u4,
+    narrow,
+    overflow_of,
+    u2,
+    u4,
+    u8,
+)
 from moeconv.kernels.cpu.scaled import f4, products
 from moeconv.kernels.cpu.shuffles import LookUp, nibbles_to_16, nibbles_to_32
 from moeconv.kernels.cpu.vectors import LANES
@@ -71,8 +81,8 @@ def _to_planes(outputs: Array, planes: Array) -> None:
 
 
 @jitable
-def _classify(wide: Array, overflow: np.uint32, kinds: Array, marks: Array) -> None:
-    """Fill kinds [256 * 16] and marks [256] of float32 bits."""
+def classify(wide: Array, overflow: np.uint32, kinds: Array, marks: Array) -> None:
+    """Fill kinds [N * 16] and marks [N] of what N scales make, float32 bits [N * 16]."""
     for i in range(wide.size):
         magnitude = u4(wide[i] & MAGNITUDE)
         kind = OVERFLOW_KIND if magnitude >= overflow else FINE
@@ -85,6 +95,48 @@ def _classify(wide: Array, overflow: np.uint32, kinds: Array, marks: Array) -> N
         marks[scale] = most
 
 
+class Room(NamedTuple):
+    """Room for what STRETCH scales make of 16 codes, flat: see `fill_planes`."""
+
+    each: Array  # float32, the codes' values
+    by: Array  # float32, their scales
+    exact: Array  # uint64
+    wide: Array  # uint32, the products' bits
+    outputs: Array  # uint8
+
+
+@jitable
+def new_room(values: Array, width: int) -> Room:
+    """Return room for outputs of `width` bytes of float32 values [16]."""
+    count = STRETCH * FOUR_BIT
+    each = np.empty(count, f4)
+    for i in range(count):
+        each[i] = values[i % FOUR_BIT]
+    by, exact, wide = np.empty(count, f4), np.empty(count, u8), np.empty(count, u4)
+    return Room(each, by, exact, wide, np.empty(count * width, U1))
+
+
+@jitable
+def fill_planes(scales: Array, begin: int, room: Room, planes: Array, how: Triple) -> None:
+    """Fill the planes of the tables of STRETCH float32 scales, which begin at `begin`.
+
+    how: output dtype, its bytes, whether all products are tame. room.wide: the products' bits.
+    """
+    code, width, tame = how
+    for i in range(room.by.size):
+        room.by[i] = scales[begin + i // FOUR_BIT]
+    if tame:
+        for i in range(room.by.size):
+            room.wide[i] = as_u4(f4(room.each[i] * room.by[i]))
+    else:
+        products(room.each, room.by, room.exact, room.wide)
+    narrow(code, room.wide, room.outputs)
+    if width == 2:
+        _to_planes(room.outputs.view(u2), planes)
+    else:
+        _to_planes(room.outputs.view(u4), planes)
+
+
 @compiled((FLOATS_IN, BYTES_OUT, PAIR))
 def _fill(scales: Array, tables: Array, how: Pair) -> None:
     """Fill the tables of e2m1 codes times float32 scales [256], rounded once.
@@ -92,25 +144,14 @@ def _fill(scales: Array, tables: Array, how: Pair) -> None:
     how: output dtype, its bytes. A few scales at a time: cold memory costs more than the products.
     """
     code, width = how
-    count = STRETCH * FOUR_BIT
-    exact, wide, outputs = np.empty(count, u8), np.empty(count, u4), np.empty(count * width, U1)
-    each, by = np.empty(count, f4), np.empty(count, f4)
-    for i in range(count):
-        each[i] = VALUES[i % FOUR_BIT]
+    count, room = STRETCH * FOUR_BIT, new_room(VALUES, width)
     for first in range(0, ONE_BYTE, STRETCH):
-        for i in range(count):
-            by[i] = scales[first + i // FOUR_BIT]
-        products(each, by, exact, wide)
-        narrow(code, wide, outputs)
         begin = first * FOUR_BIT
         planes = tables[begin * width : (begin + count) * width]
-        if width == 2:
-            _to_planes(outputs.view(u2), planes)
-        else:
-            _to_planes(outputs.view(u4), planes)
+        fill_planes(scales, first, room, planes, (code, width, 0))
         kinds = tables[ALL * width + begin : ALL * width + begin + count]
         marks = ALL * (width + 1) + first
-        _classify(wide, overflow_of(code), kinds, tables[marks : marks + STRETCH])
+        classify(room.wide, overflow_of(code), kinds, tables[marks : marks + STRETCH])
 
 
 def tables_of(scales: npt.NDArray[np.float32], out_dtype: str) -> Tables:

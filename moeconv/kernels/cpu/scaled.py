@@ -167,7 +167,7 @@ def products(values: Array, scales: Array, exact: Array, wide: Array) -> None:
     exact: room for uint64 [N]. The float64 product of two float32 is exact.
     """
     for i in range(values.size):
-        exact[i] = as_u8(_as_f8(values[i]) * _as_f8(scales[i]))
+        exact[i] = as_u8(as_f8(values[i]) * as_f8(scales[i]))
     widen_f64(exact, wide)
 
 
@@ -187,7 +187,7 @@ def round_scaled(
 
 
 @jitable
-def _as_f8(value: np.float32) -> np.float64:
+def as_f8(value: np.float32) -> np.float64:
     """Return the same number; subnormal ones by way of an integer times 2^-149."""
     bits = as_u4(value)
     magnitude = u4(bits & MAGNITUDE)

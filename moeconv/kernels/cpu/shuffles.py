@@ -29,6 +29,7 @@ from moeconv.kernels.cpu.vectors import (
 )
 
 PSHUFB = "llvm.x86.ssse3.pshuf.b.128"
+BYTES, LOW_FIRST, HIGH_FIRST = range(3)  # how codes lie: one a byte, or two and in which order
 
 Permute = Callable[[Builder, Vector, Vector], Vector]
 LookUp = Intrinsic
@@ -70,18 +71,18 @@ def mixed(builder: Builder, vectors: Sequence[Vector]) -> Vector:
     return picked(builder, (even, odd), order)
 
 
-def _unpacked(builder: Builder, pairs: Vector) -> Vector:
-    """Return 16 codes of 8 bytes, the low nibble of each first."""
+def _unpacked(builder: Builder, pairs: Vector, form: int) -> Vector:
+    """Return 16 codes of 8 bytes."""
     half = LANES // 2
     low, high = builder.and_(pairs, all_of(15, half)), builder.lshr(pairs, all_of(4, half))
     order = [place for lane in range(half) for place in (lane, half + lane)]
-    return picked(builder, (low, high), order)
+    return picked(builder, (low, high) if form == LOW_FIRST else (high, low), order)
 
 
-def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
+def look_up_of(form: int, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
     """Return a look-up of outputs of `nbytes`: 2 or 4, which is how many planes a table has.
 
-    packed: codes are nibbles, two a byte, the low one first; else bytes, whose low nibble counts.
+    form: how codes lie; of BYTES the low nibble counts.
     """
 
     @intrinsic
@@ -89,8 +90,13 @@ def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
         def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
             at, table, out_at = (builder.extract_value(given[3], i) for i in range(3))
             arrays = tuple(zip(signature.args, given, strict=True))
-            stored = load(context, builder, (*arrays[0], at), LANES // 2 if packed else LANES)
-            taken = _unpacked(builder, stored) if packed else builder.and_(stored, all_of(15))
+            stored = load(
+                context, builder, (*arrays[0], at), LANES if form == BYTES else LANES // 2
+            )
+            if form == BYTES:
+                taken = builder.and_(stored, all_of(15))
+            else:
+                taken = _unpacked(builder, stored, form)
             found = []
             for plane in range(nbytes):
                 place = builder.add(table, ir.Constant(table.type, plane * LANES))
@@ -104,7 +110,6 @@ def look_up_of(packed: bool, nbytes: int, permute: Permute = PERMUTE) -> LookUp:
     return look_up
 
 
-nibbles_to_16 = look_up_of(packed=True, nbytes=2)
-nibbles_to_32 = look_up_of(packed=True, nbytes=4)
-codes_to_16 = look_up_of(packed=False, nbytes=2)
-codes_to_32 = look_up_of(packed=False, nbytes=4)
+nibbles_to_16, nibbles_to_32 = look_up_of(LOW_FIRST, 2), look_up_of(LOW_FIRST, 4)
+turned_to_16, turned_to_32 = look_up_of(HIGH_FIRST, 2), look_up_of(HIGH_FIRST, 4)
+codes_to_16 = look_up_of(BYTES, 2)

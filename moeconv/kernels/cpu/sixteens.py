@@ -67,21 +67,30 @@ def _scaled(builder: Builder, values: Vector, by: Any, nbytes: int) -> Vector:
     return _rounded(builder, builder.fadd(product, offset), nbytes)
 
 
-@intrinsic
-def fill_table(typing: Any, values: Any, tables: Any, at: Any, by: Any) -> Any:
-    """Fill the table from byte `at` on with the outputs of float32 values [16]."""
+def _table_of(nbytes: int) -> Intrinsic:
+    """Return what is called `fill(values, tables, at, by)`: planes of outputs of `nbytes`."""
 
-    def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
-        arrays = tuple(zip(signature.args, given, strict=True))
-        start = ir.Constant(given[2].type, 0)
-        taken = load(context, builder, (*arrays[0], start), 4 * LANES)
-        taken = builder.bitcast(taken, FLOATS)
-        pairs = builder.bitcast(_scaled(builder, taken, given[3], 2), bytes_of(2 * LANES))
-        order = [*range(0, 2 * LANES, 2), *range(1, 2 * LANES, 2)]
-        store(context, builder, (*arrays[1], given[2]), picked(builder, (pairs, pairs), order))
-        return context.get_dummy_value()
+    @intrinsic
+    def fill(typing: Any, values: Any, tables: Any, at: Any, by: Any) -> Any:
+        """Fill the table from byte `at` on with the outputs of float32 values [16]."""
 
-    return nb.void(values, tables, at, BY), generate
+        def generate(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
+            arrays = tuple(zip(signature.args, given, strict=True))
+            start = ir.Constant(given[2].type, 0)
+            taken = load(context, builder, (*arrays[0], start), 4 * LANES)
+            taken = builder.bitcast(taken, FLOATS)
+            outputs = _scaled(builder, taken, given[3], nbytes)
+            mixed = builder.bitcast(outputs, bytes_of(nbytes * LANES))
+            order = [at for plane in range(nbytes) for at in range(plane, nbytes * LANES, nbytes)]
+            store(context, builder, (*arrays[1], given[2]), picked(builder, (mixed, mixed), order))
+            return context.get_dummy_value()
+
+        return nb.void(values, tables, at, BY), generate
+
+    return fill
+
+
+fill_table, fill_wide_table = _table_of(2), _table_of(4)
 
 
 def scale_of(take: Take) -> Intrinsic:

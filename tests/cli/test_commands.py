@@ -237,7 +237,7 @@ def test_formats_lists_the_registries(cli: Cli) -> None:
     ways = {one["name"]: (one["on_cpu"], one["on_gpu"]) for one in facts["codecs"]}
     assert ways["mxfp4"] == ("kernel", "kernel")
     assert ways["repeated"] == ("reference", "cpu")
-    assert ways["nf4"] == ("kernel", "reference")
+    assert ways["nf4"] == ("kernel", "kernel")
     text = cli("formats").out
     for name in (*CODECS, *(family.name for family in FAMILIES)):
         assert name in text

@@ -85,6 +85,14 @@ def variants(case: Case) -> Iterator[tuple[str, Parts, Params, bool]]:
         for name in ("BF16", "F64"):
             weight = parts["weight"].to(torch_dtype(name))
             yield name, {"weight": weight}, {"dtype": name}, False
+    if case.kernel == "nf4":
+        scale = parts["weight.absmax"].float()
+        yield (
+            "NF4, plain",
+            {**parts, "weight.absmax": scale},
+            {**params, "nested_blocksize": 0},
+            False,
+        )
     for title, made in int_variants(case.title, TILE):
         yield title, *made, False
     if case.kernel in TURNED_KERNELS:

@@ -24,6 +24,7 @@ KERNELS: Mapping[str, str] = {
     "int-quantized": "int_quantized.decode",
     "mxfp4": "mxfp4.decode",
     "mxfp8": "fp8.decode_mx",
+    "nf4": "nf4.decode",
     "nvfp4-ct": "nvfp4.decode_ct",
     "nvfp4-modelopt": "nvfp4.decode_modelopt",
     "packed-int": "packed_int.decode",

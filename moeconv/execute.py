@@ -137,7 +137,6 @@ class Run:
         self._dispatch = threading.Lock()
         self._failed = threading.Event()
         self.entries: list[Entry] = []
-        self.seconds_syncing = 0.0
 
     def do(self, jobs: Sequence[Job], report: Report | None = None) -> None:
         """Do all jobs; what was finished is in the journal when this returns or raises."""
@@ -222,13 +221,11 @@ class Run:
         """Make the pending tasks durable, then say so in the journal."""
         if not pending:
             return
-        start = time.monotonic()
         for file in {index for entry in pending for index in entry.files or ()}:
             self._context.outputs[file].sync()
         self._journal.append(pending)
         self.entries += pending
         pending.clear()
-        self.seconds_syncing += time.monotonic() - start
 
 
 def _entry(job: Job, done: Done) -> Entry:

@@ -30,12 +30,6 @@ class Rank(NamedTuple):
     ranks: int
 
 
-class ExpertMap(NamedTuple):
-    """Physical slots of one rank -> logical experts."""
-
-    experts: tuple[int, ...]
-
-
 def all_ranks(tp: int, dp: int) -> tuple[Rank, ...]:
     """Return the ranks in order of their global index."""
     return tuple(Rank(index, index % tp, tp, tp * dp) for index in range(tp * dp))

@@ -17,6 +17,7 @@ from moeconv.codecs import CODECS
 from moeconv.codecs.base import QuantScheme, Window, block_of, grow, header_shapes, part_slice
 from moeconv.codecs.ggml import Ggml, dequantize_rows
 from moeconv.errors import BadSource
+from moeconv.measure.cases import HALVES  # finite in the random blocks below
 from moeconv.store.gguf_header import read_header
 from moeconv.types import TensorRef, Weight
 
@@ -194,17 +195,6 @@ FORMULAS: dict[str, Callable[[bytes], Sequence[float]]] = {
     "Q4_K": q4_k,
     "Q6_K": q6_k,
     "MXFP4": mxfp4,
-}
-# Where each type keeps its float16 numbers; they stay finite in the random blocks below.
-HALVES: dict[str, tuple[int, ...]] = {
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q4_K": (0, 2),
-    "Q6_K": (208,),
-    "MXFP4": (),
 }
 
 

@@ -73,11 +73,6 @@ class Output(NamedTuple):
 Kernel = Callable[[Parts, Window, Params, Output], None]  # fills the output with the window
 
 
-def blocks_of(shape: tuple[int, int], block_rows: int, block_cols: int) -> tuple[int, int]:
-    """Return the grid (row blocks, column blocks) of programs that cover a matrix."""
-    return -(-shape[0] // block_rows), -(-shape[1] // block_cols)
-
-
 @triton.jit
 def e8m0(stored):
     """Return float32 2^(b-127) of uint8 bytes: 0 is the subnormal 2^-127, 255 is NaN (OCP MX)."""
@@ -118,11 +113,3 @@ def counted(value, result, mask, counts, CODE: tl.constexpr):
         ends_inf = (result.to(tl.int32) & 0x7FFF) == top
         over = tl.sum((mask & ends_inf & (magnitude < INF_BITS)).to(tl.int32))
         tl.atomic_add(counts + 2, over.to(tl.int64), mask=over > 0)
-
-
-@triton.jit
-def finish(value, mask, at, counts, CODE: tl.constexpr):
-    """Round float32 values once, store their bits at the pointers `at`, and count."""
-    result = rounded(value, CODE)
-    tl.store(at, result, mask=mask)
-    counted(value, result, mask, counts, CODE)

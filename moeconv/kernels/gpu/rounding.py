@@ -1,4 +1,4 @@
-"""Float32 values of a torch reference rounded where they are: what base.finish does, in torch."""
+"""Float32 values of a torch reference rounded and counted where they are, as base.py does it."""
 
 from __future__ import annotations
 

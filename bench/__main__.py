@@ -40,11 +40,10 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
 
 def document(sections: Sequence[Sequence[str]]) -> str:
     """Return the text of docs/benchmarks.md."""
-    stated, met = aims.count([line for section in sections for line in section])
     lines = [
         "# Benchmarks",
         "",
-        f"{met} of {stated} aims are met; each table below is followed by its own.",
+        aims.summary([line for section in sections for line in section]),
         "`make bench` runs everything here and writes this page. Figures are medians of runs that",
         "take turns on one machine; only ratios inside a table mean something elsewhere.",
         "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.checkpoints import Source
-from bench.measure import Cost, copy_plainly, fresh, middle, warm, write_direct
+from bench.measure import Cost, copy_plainly, fresh, middle, spread, warm, write_direct
 from bench.plots import Bar, bars
 
 DIRECT = "O_DIRECT write of as many bytes, 2 threads"
@@ -50,11 +50,16 @@ def copied() -> Way:
 
 
 class Outcome(NamedTuple):
-    """Medians of every way, by title, and bytes."""
+    """What every way cost, by title, and bytes."""
 
     source_nbytes: int
     output_nbytes: int
-    costs: Mapping[str, Cost]
+    runs: Mapping[str, Sequence[Cost]]
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """The medians."""
+        return {title: middle(found) for title, found in self.runs.items()}
 
     def times(self, other: str, ours: str) -> float:
         """Return how many times as long one way takes as another."""
@@ -84,7 +89,7 @@ def compete(folder: Path, given: Source, ways: Sequence[Way], repeats: int) -> O
             else:
                 nbytes = sum(path.stat().st_size for path in ours.glob("*.safetensors"))
     shutil.rmtree(ours)
-    return Outcome(given.nbytes, nbytes, {title: middle(costs) for title, costs in found.items()})
+    return Outcome(given.nbytes, nbytes, found)
 
 
 def table(outcome: Outcome) -> list[str]:
@@ -92,17 +97,19 @@ def table(outcome: Outcome) -> list[str]:
     gb = outcome.output_nbytes / 1e9
     first = next(iter(outcome.costs))
     lines = [
-        "| | seconds | times moeconv's | GB/s of output | speed against the O_DIRECT write "
-        "| CPU seconds | times moeconv's | peak RSS, GiB | bytes read / source |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | seconds | from - to | times moeconv's | GB/s of output "
+        "| speed against the O_DIRECT write | CPU seconds | times moeconv's | peak RSS, GiB "
+        "| bytes read / source |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title, cost in outcome.costs.items():
         rss = f"{cost.peak_rss / 2**30:.2f}" if cost.peak_rss else ""
         read = f"{cost.read_chars / outcome.source_nbytes:.3f}" if cost.read_chars else ""
         lines.append(
-            f"| {title} | {cost.wall:.2f} | {outcome.times(title, first):.2f} "
-            f"| {gb / cost.wall:.2f} | {outcome.costs[DIRECT].wall / cost.wall:.0%} "
-            f"| {cost.cpu:.1f} | {outcome.times_cpu(title, first):.2f} | {rss} | {read} |"
+            f"| {title} | {cost.wall:.2f} | {spread(outcome.runs[title])} "
+            f"| {outcome.times(title, first):.2f} | {gb / cost.wall:.2f} "
+            f"| {outcome.costs[DIRECT].wall / cost.wall:.0%} | {cost.cpu:.1f} "
+            f"| {outcome.times_cpu(title, first):.2f} | {rss} | {read} |"
         )
     return lines
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from bench import aims, contest
+from bench import aims, contest, profiles
 from bench.aims import Aim
 from bench.architectures import Size
 from bench.checkpoints import source
 from bench.contest import DIRECT, Outcome, Turn, Way
 from bench.measure import DURABLE, Cost, convert, run_python
+from bench.profiles import Trace
 
 OURS = "moeconv"
 WORKERS = (1, 2)
@@ -87,23 +90,29 @@ def ways() -> list[Way]:
     ]
 
 
-def aimed(outcome: Outcome) -> list[Aim]:
+def aimed(outcome: Outcome, traces: Mapping[str, Trace]) -> list[Aim]:
     """Return the aims of this job: against the better of the workers' numbers."""
-    wall, cpu = (
-        min(figure(compressed_tensors(workers).title, OURS) for workers in WORKERS)
-        for figure in (outcome.times, outcome.times_cpu)
-    )
+    theirs = [outcome.costs[compressed_tensors(workers).title] for workers in WORKERS]
+    wall, cpu = min(one.wall for one in theirs), min(one.cpu for one in theirs)
+    ours, most = outcome.costs[OURS], wall / outcome.costs[DIRECT].wall
+    watched = traces[OURS]
+    slow = partial(profiles.why_not_as_fast, watched)
+    times = partial(profiles.why_not_times, watched, most)
+    less = partial(profiles.why_cpu, watched, cpu / 10)
+    share = 1 / outcome.times(OURS, DIRECT)
     return [
-        Aim("speed against the O_DIRECT write", 1 / outcome.times(OURS, DIRECT), 0.7, form=".0%"),
-        Aim("times compressed-tensors", wall, 4, form=".1f"),
-        Aim("times less CPU", cpu, 10, form=".1f"),
+        Aim("speed against the O_DIRECT write", share, 0.7, slow, form=".0%"),
+        Aim("times compressed-tensors", wall / ours.wall, 4, times, form=".1f"),
+        Aim("times less CPU", cpu / ours.cpu, 10, less, form=".1f"),
     ]
 
 
 def section(folder: Path, plots: Path, repeats: int = 3, size: Size | None = None) -> list[str]:
     """Return the part of docs/benchmarks.md."""
     given = ways()
-    outcome = contest.compete(folder, source(folder, "deepseek-v3", size), given, repeats)
+    held = source(folder, "deepseek-v3", size)
+    outcome = contest.compete(folder, held, given, repeats)
+    traces = profiles.profiles(folder, held, {OURS: ()}, repeats)
     return [
         "## FP8 to BF16: beside compressed-tensors and DeepSeek",
         "",
@@ -116,7 +125,9 @@ def section(folder: Path, plots: Path, repeats: int = 3, size: Size | None = Non
         "",
         *contest.plot(plots / "fp8.svg", outcome, "FP8 blocks to BF16, seconds"),
         "",
-        *aims.table(aimed(outcome)),
+        *aims.table(aimed(outcome, traces)),
+        "",
+        *profiles.section(plots, traces, repeats),
         "",
         *contest.commands(given),
         "- all of it: `python -m bench --only fp8`",

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from bench import aims, plots
+from bench import aims, kernel_profile, plots
 from bench.aims import Aim
 from bench.architectures import Size
 from bench.checkpoints import source
 from bench.kernel_peers import QUANTIZERS, Run, installed, peers_of
+from bench.kernel_probe import form_title
+from bench.kernel_profile import Profiles
 from bench.kt_job import THREADS, packing_rate
 from bench.kt_job import python as kt_python
 from moeconv.codecs import amx as amx_codec
-from moeconv.kernels.cpu import amx
 from moeconv.measure import kernels
 from moeconv.measure.cases import Case, Draw, cases
 from moeconv.measure.figures import Rates
@@ -41,15 +41,18 @@ TIMES: Mapping[tuple[str, str], float] = {
     ("packed INT4", "compressed-tensors"): 15,
     ("GPTQ INT4", "GPTQModel's formula"): 25,
     **{(f"ggml {name}", "gguf-py"): 15.0 for name in ("Q4_K", "Q6_K", "Q8_0", "MXFP4")},
-    **{(f"{name}: quantize and pack", TORCH): 10.0 for name in amx_codec.FORMS},
-    **{(f"{name}: quantize and pack", KT): 4.0 for name in amx_codec.FORMS},
+    **{(form_title(name), TORCH): 10.0 for name in amx_codec.FORMS},
+    **{(form_title(name), KT): 4.0 for name in amx_codec.FORMS},
 }
+# What is profiled: all that has an aim.
+PROFILED = tuple(dict.fromkeys([*SHARES, *(title for title, _ in TIMES)]))
 
 
 class Effort(NamedTuple):
     """How much to run; a peer decodes `peer_tiles`, each once."""
 
     kernels: kernels.Effort = kernels.Effort()
+    profile: kernel_profile.Effort = kernel_profile.Effort()
     peer_tiles: int = 8
     peer_repeats: int = 3
 
@@ -152,58 +155,27 @@ def table(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def why_not_times(row: Row, peer: Beside) -> str:
-    """Return how far the roofline is from the peer, or what else tells a packer from it."""
-    if row.rates.roof:
-        most = row.rates.roof / peer.rate
-        return f"the roofline, a loop that only moves the bytes, is {most:.1f} times the peer"
-    if peer.title == TORCH:
-        return "torch's lines quantize tiles that stay in the cache, and do not pack"
-    share = scale_share(row.rates.title)
-    return f"finding the scales, a pass of its own, takes {share:.0%} of the time"
-
-
-def why_not_twice(row: Row) -> str:
-    """Return what a second thread gives the roofline, and how near two threads come to that."""
-    of_it = row.rates.all / row.rates.roof_all
-    gain = row.rates.roof_all / row.rates.roof
-    return f"the roofline makes {gain:.2f} times one, and two threads reach {of_it:.0%} of it"
-
-
-def scale_share(title: str) -> float:
-    """Return which share of packing goes into the scales: the packer without its codes."""
-    form = amx_codec.FORMS[title.partition(":")[0]]
-    values = np.ones((1024, 2048), np.uint16) + np.uint16(0x3F80)
-    scales, packed = np.zeros(1024, np.float32), np.zeros(form.nbytes(1024, 2048), np.uint8)
-    seconds = [
-        min(timed(lambda out=out: amx.encode(values, form, scales, out)) for _ in range(9))
-        for out in (None, packed)
-    ]
-    return seconds[0] / seconds[1]
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds of a call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def aimed(rows: Sequence[Row]) -> list[Aim]:
+def aimed(rows: Sequence[Row], profiled: Profiles) -> list[Aim]:
     """Return the aims, of the rows and peers that are there."""
     by_title = {row.rates.title: row for row in rows}
+    shares = [(row, least) for title, least in SHARES.items() if (row := by_title.get(title))]
     found = [
-        Aim(f"{title}: share of the roofline", row.rates.one / row.rates.roof, least, form=".0%")
-        for title, least in SHARES.items()
-        if (row := by_title.get(title)) and row.rates.roof
+        Aim(
+            f"{row.rates.title}: share of the roofline",
+            row.rates.one / row.rates.roof,
+            least,
+            partial(kernel_profile.why_share, profiled, row.rates.title),
+            form=".0%",
+        )
+        for row, least in shares
     ]
     found += [
         Aim(
             f"{row.rates.title}: times {peer.title}",
             row.times(peer),
             TIMES[key],
+            partial(kernel_profile.why_times, profiled, row.rates.title, peer.rate, TIMES[key]),
             form=".1f",
-            why=why_not_times(row, peer),
         )
         for row in rows
         for peer in row.peers
@@ -211,13 +183,12 @@ def aimed(rows: Sequence[Row]) -> list[Aim]:
     ]
     found += [
         Aim(
-            f"{title}: two threads, times one",
+            f"{row.rates.title}: two threads, times one",
             row.rates.all / row.rates.one,
             1.8,
-            why=why_not_twice(row),
+            partial(kernel_profile.why_twice, profiled, row.rates.title),
         )
-        for title in SHARES
-        if (row := by_title.get(title))
+        for row, _ in shares
     ]
     return found
 
@@ -239,6 +210,7 @@ def section(
     """Return the part of docs/benchmarks.md."""
     effort = effort or Effort()
     rows = list(run(effort, packed_by_kt(folder, size)))
+    profiled = kernel_profile.run(PROFILED, effort.profile)
     told = (
         f"kt-kernel packs a layer of experts on {THREADS} threads and is beside ours on 2."
         if kt_python()
@@ -254,8 +226,7 @@ def section(
         f"medians of {ours.repeats}, in turn with the roofline. The roofline is a compiled loop",
         "that reads as many bits per value and writes the same tiles with regular",
         "stores, and does nothing else: 4-bit formats read n bytes and write 4 n, 8-bit ones 2 n;",
-        "up to 5 bits count as 4, up to 8 as 8. Where it gains as little from a second thread,",
-        "memory or the machine is the limit, not the kernel. Peers run on one thread on",
+        "up to 5 bits count as 4, up to 8 as 8. Peers run on one thread on",
         f"{effort.peer_tiles * ours.nbytes / 1e6:.0f} MB, a tile at a time whose result they",
         f"allocate and that may stay in the cache, medians of {effort.peer_repeats}.",
         "gguf-py gives float32 and counts two bytes per value like the others, so ratios are of",
@@ -268,7 +239,9 @@ def section(
         "",
         *picture(pictured / "kernels.svg", rows),
         "",
-        *aims.table(aimed(rows)),
+        *aims.table(aimed(rows, profiled)),
+        "",
+        *kernel_profile.section(profiled),
         "",
         "All of it: `python -m bench --only kernels`.",
     ]

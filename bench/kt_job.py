@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from statistics import median
 
-from bench import aims, contest
+from bench import aims, contest, profiles
 from bench.aims import Aim
 from bench.architectures import Size
 from bench.checkpoints import source
-from bench.contest import Outcome, Turn, Way
-from bench.measure import DURABLE, Cost, convert, fresh, run_telling
-from moeconv.demo import make_checkpoint
+from bench.contest import DIRECT, Outcome, Turn, Way
+from bench.measure import DURABLE, Cost, convert, run_telling
+from bench.profiles import Trace
 
 KT_PYTHON = "MOECONV_KT_PYTHON"
 DTYPES = ("int4", "int8")
@@ -125,9 +125,14 @@ def packing_rate(root: Path, folder: Path, dtype: str, interpreter: str) -> floa
     return figures["nbytes"] / figures["seconds"] / 1e9
 
 
+def options_of(dtype: str) -> tuple[str, ...]:
+    """Return the options of convert."""
+    return ("--layout", "ktransformers", "--numa", "1", "--dtype", dtype)
+
+
 def ways(dtype: str) -> list[Way]:
     """Return who takes part."""
-    options = ("--layout", "ktransformers", "--numa", "1", "--dtype", dtype)
+    options = options_of(dtype)
     found = [
         Way(
             ours(dtype),
@@ -143,28 +148,20 @@ def ways(dtype: str) -> list[Way]:
     return found
 
 
-def start_up_cpu(folder: Path) -> float:
-    """Return the CPU seconds of `moeconv convert` of a checkpoint of a few megabytes."""
-    given, target = folder / "next-to-nothing", folder / "of-next-to-nothing"
-    make_checkpoint(given)
-    costs = [fresh(target, lambda: convert(given, target)) for _ in range(4)]
-    return median(cost.cpu for cost in costs[1:])
-
-
-def aimed(outcomes: dict[str, Outcome], start: float) -> list[Aim]:
-    """Return the aims of this job; `start`: CPU seconds of a conversion of next to nothing."""
+def aimed(outcomes: Mapping[str, Outcome], traces: Mapping[str, Trace]) -> list[Aim]:
+    """Return the aims of this job; `traces`: of our ways."""
     found = []
     for dtype, outcome in outcomes.items():
         if theirs(dtype) in outcome.costs:
             wall = outcome.times(theirs(dtype), ours(dtype))
             cpu = outcome.times_cpu(theirs(dtype), ours(dtype))
-            found.append(Aim(f"times kt-kernel's converter, {dtype}", wall, 4, form=".1f"))
-            all_of_it = outcome.costs[ours(dtype)].cpu
-            why = (
-                f"{start:.2f} of moeconv's {all_of_it:.2f} CPU seconds are those of a conversion "
-                "of next to nothing"
-            )
-            found.append(Aim(f"times less CPU, {dtype}", cpu, 10, form=".1f", why=why))
+            watched, most = traces[ours(dtype)], outcome.times(theirs(dtype), DIRECT)
+            times = partial(profiles.why_not_times, watched, most)
+            less = partial(profiles.why_cpu, watched, outcome.costs[theirs(dtype)].cpu / 10)
+            found += [
+                Aim(f"times kt-kernel's converter, {dtype}", wall, 4, times, form=".1f"),
+                Aim(f"times less CPU, {dtype}", cpu, 10, less, form=".1f"),
+            ]
     return found
 
 
@@ -172,6 +169,8 @@ def section(folder: Path, plots: Path, repeats: int = 3, size: Size | None = Non
     """Return the part of docs/benchmarks.md."""
     given = source(folder, "qwen3-moe", size)
     outcomes = {dtype: contest.compete(folder, given, ways(dtype), repeats) for dtype in DTYPES}
+    options = {ours(dtype): options_of(dtype) for dtype in DTYPES}
+    traces = profiles.profiles(folder, given, options, repeats)
     lines = [
         "## BF16 to AMXINT4 and AMXINT8: beside kt-kernel",
         "",
@@ -187,6 +186,7 @@ def section(folder: Path, plots: Path, repeats: int = 3, size: Size | None = Non
         lines += ["", *contest.table(outcome)]
         lines += ["", *contest.plot(plots / f"kt-{dtype}.svg", outcome, f"BF16 to AMX{dtype}, s")]
     if python():
-        lines += ["", *aims.table(aimed(outcomes, start_up_cpu(folder)))]
+        lines += ["", *aims.table(aimed(outcomes, traces))]
+    lines += ["", *profiles.section(plots, traces, repeats)]
     told = [line for dtype in DTYPES for line in contest.commands(ways(dtype))]
     return [*lines, "", *told, "- all of it: `python -m bench --only ktransformers`"]

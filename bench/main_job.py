@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from bench import aims, contest
+from bench import aims, contest, profiles
 from bench.aims import Aim
 from bench.architectures import KINDS, Size
 from bench.checkpoints import source
 from bench.contest import DIRECT, Outcome, Turn, Way
 from bench.measure import DURABLE, Cost, convert, run_python
+from bench.profiles import Trace
 
 HF, TP8 = "moeconv, `--layout hf`", "moeconv, `--layout vllm --tp 8`"
 TRANSFORMERS = "transformers: dequantize, save_pretrained"
+OPTIONS: Mapping[str, tuple[str, ...]] = {HF: (), TP8: ("--layout", "vllm", "--tp", "8")}
 PEER = """
 import sys, torch
 from transformers import AutoModelForCausalLM, Mxfp4Config
@@ -35,13 +39,12 @@ def ways(*, peer: bool) -> list[Way]:
         "`from_pretrained(quantization_config=Mxfp4Config(dequantize=True), dtype=torch.bfloat16)`,"
         " `save_pretrained`, fsync"
     )
-    tp8 = ("--layout", "vllm", "--tp", "8")
     return [
         Way(HF, lambda turn: convert(turn.source, turn.target), "`moeconv convert gpt-oss OUT`"),
         contest.direct(),
         Way(
             TP8,
-            lambda turn: convert(turn.source, turn.target, *tp8),
+            lambda turn: convert(turn.source, turn.target, *OPTIONS[TP8]),
             "`moeconv convert gpt-oss OUT --layout vllm --tp 8`",
         ),
         contest.copied(),
@@ -49,16 +52,28 @@ def ways(*, peer: bool) -> list[Way]:
     ]
 
 
-def aimed(outcome: Outcome) -> list[Aim]:
-    """Return the aims of this job."""
+def aimed(outcome: Outcome, traces: Mapping[str, Trace]) -> list[Aim]:
+    """Return the aims of this job; `traces`: of our ways."""
+    titles = {HF: "speed against the O_DIRECT write, hf", TP8: "the same, eight ranks"}
     found = [
-        Aim("speed against the O_DIRECT write, hf", 1 / outcome.times(HF, DIRECT), 0.7, form=".0%"),
-        Aim("the same, eight ranks", 1 / outcome.times(TP8, DIRECT), 0.7, form=".0%"),
+        Aim(
+            text,
+            1 / outcome.times(ours, DIRECT),
+            0.7,
+            partial(profiles.why_not_as_fast, traces[ours]),
+            form=".0%",
+        )
+        for ours, text in titles.items()
     ]
     if TRANSFORMERS in outcome.costs:
+        wall, cpu = outcome.times(TRANSFORMERS, HF), outcome.times_cpu(TRANSFORMERS, HF)
+        most = outcome.times(TRANSFORMERS, DIRECT)
+        why = partial(profiles.why_not_times, traces[HF], most)
+        allowed = outcome.costs[TRANSFORMERS].cpu / 10
+        why_cpu = partial(profiles.why_cpu, traces[HF], allowed)
         found += [
-            Aim("times transformers", outcome.times(TRANSFORMERS, HF), 15, form=".1f"),
-            Aim("times less CPU", outcome.times_cpu(TRANSFORMERS, HF), 10, form=".1f"),
+            Aim("times transformers", wall, 15, why, form=".1f"),
+            Aim("times less CPU", cpu, 10, why_cpu, form=".1f"),
         ]
     return found
 
@@ -68,7 +83,9 @@ def section(
 ) -> list[str]:
     """Return the part of docs/benchmarks.md."""
     given = ways(peer=peer)
-    outcome = contest.compete(folder, source(folder, "gpt-oss", size), given, repeats)
+    held = source(folder, "gpt-oss", size)
+    outcome = contest.compete(folder, held, given, repeats)
+    traces = profiles.profiles(folder, held, OPTIONS, repeats)
     chosen = size or KINDS["gpt-oss"].size
     return [
         "## The main job: gpt-oss MXFP4 to BF16",
@@ -82,7 +99,9 @@ def section(
         "",
         *contest.plot(plots / "main.svg", outcome, "gpt-oss MXFP4 to BF16, seconds"),
         "",
-        *aims.table(aimed(outcome)),
+        *aims.table(aimed(outcome, traces)),
+        "",
+        *profiles.section(plots, traces, repeats),
         "",
         *contest.commands(given),
         "- all of it: `python -m bench --only main`",

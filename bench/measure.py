@@ -187,6 +187,12 @@ def fresh(folder: Path, run: Callable[[], Result]) -> Result:
     return run()
 
 
+def spread(costs: Sequence[Cost]) -> str:
+    """Return the least and the most seconds of runs."""
+    walls = [cost.wall for cost in costs]
+    return f"{min(walls):.2f} - {max(walls):.2f}"
+
+
 def middle(costs: Sequence[Cost]) -> Cost:
     """Return the median of each figure."""
     wall, cpu, *told = (median(values) for values in zip(*costs, strict=True))

@@ -4,99 +4,63 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from bench import aims, plots
+from bench import aims, plots, profiles
 from bench.aims import Aim
 from bench.architectures import Size
-from bench.checkpoints import source
-from bench.measure import Cost, convert, fresh, middle, warm
+from bench.checkpoints import Source, source
+from bench.growth import (
+    BOUNDED,
+    GROWING,
+    JOBS,
+    LAYERS,
+    MEMORY,
+    MIDDLE,
+    OWN_NBYTES,
+    ROUNDS,
+    WITHIN,
+    Row,
+    Setting,
+    fits,
+    of,
+    spreads,
+    why_not_a_line,
+    why_not_level,
+)
+from bench.measure import Cost, convert, fresh, warm, write_direct
+from bench.profiles import Trace
 
 # One layer is 0.85 GB of BF16: 1, 2, 4, 8 and 16 GB.
 SIZE = Size(layers=1, experts=16, hidden=2880, intermediate=2880, vocab=8192)
-LAYERS = (1, 2, 4, 9, 19)
-MIDDLE = 2  # the index in LAYERS whose model shows --memory
-MEMORIES = ("256MiB", "1GiB", "2GiB")
-MEMORY = MEMORIES[-1]
-OWN_NBYTES = 0.35 * 2**30  # the aim: Python, its packages and the plan
-WITHIN = 1.10
 
 
-class Setting(NamedTuple):
-    """One run to measure; `jobs` 0: as moeconv chooses, else on as many cores alone."""
-
-    layers: int
-    jobs: int
-    memory: str = MEMORY
-
-    def options(self) -> tuple[str, ...]:
-        """Return the options of convert."""
-        jobs = ("--jobs", str(self.jobs)) if self.jobs else ()
-        return ("--memory", self.memory, *jobs, "--verify", "none")
-
-
-class Row(NamedTuple):
-    """Medians of one run."""
-
-    setting: Setting
-    source_nbytes: int
-    output_nbytes: int
-    cost: Cost
-
-    @property
-    def per_gb(self) -> float:
-        """The seconds per GB of output."""
-        return self.cost.wall / (self.output_nbytes / 1e9)
-
-
-JOBS: Mapping[int, str] = {0: "default", 1: "`--jobs 1`, one core", 2: "`--jobs 2`, two cores"}
-GROWING = tuple(Setting(layers, jobs) for layers in LAYERS for jobs in JOBS)
-BOUNDED = tuple(Setting(LAYERS[MIDDLE], jobs, one) for one in MEMORIES[:-1] for jobs in (1, 2))
-
-
-def run(folder: Path, given: Sequence[Setting], repeats: int, size: Size) -> list[Row]:
-    """Run every setting `repeats` times in turn; the sources are removed."""
-    sources = {
-        layers: source(folder / f"scaling-{layers}", "gpt-oss", size._replace(layers=layers))
-        for layers in sorted({one.layers for one in given})
-    }
-    costs: dict[Setting, list[Cost]] = {one: [] for one in given}
-    written = dict.fromkeys(costs, 0)
+def run(
+    folder: Path, given: Sequence[Setting], repeats: int, sources: Mapping[int, Source]
+) -> list[Row]:
+    """Run every setting in turn, the default's with an O_DIRECT write of as many bytes each."""
+    runs: dict[Setting, list[Cost]] = {one: [] for one in given}
+    direct: dict[Setting, list[Cost]] = {one: [] for one in given}
+    written = dict.fromkeys(runs, 0)
     target = folder / "scaling-out"
     convert(sources[given[0].layers].root, target, *given[0].options())  # compiles what is not yet
-    for one in (one for _ in range(repeats) for one in costs):
+    turns = [one for number in range(repeats * ROUNDS) for one in given if one.runs_in(number)]
+    for one in turns:
         root = sources[one.layers].root
         warm(root)
         cost = fresh(target, lambda: convert(root, target, *one.options(), cores=one.jobs))  # noqa: B023
-        costs[one].append(cost)
+        runs[one].append(cost)
         written[one] = sum(path.stat().st_size for path in target.glob("*.safetensors"))
         shutil.rmtree(target)
-    for layers in sources:
-        shutil.rmtree(folder / f"scaling-{layers}")
+        if one in GROWING and not one.jobs:
+            path = folder / "scaling-direct"
+            direct[one].append(fresh(target, lambda: write_direct(path, written[one])))  # noqa: B023
+            path.unlink()
     return [
-        Row(one, sources[one.layers].nbytes, written[one], middle(found))
-        for one, found in costs.items()
+        Row(one, sources[one.layers].nbytes, written[one], found, direct[one])
+        for one, found in runs.items()
     ]
-
-
-def of(rows: Sequence[Row], jobs: int) -> list[Row]:
-    """Return the rows with this number of jobs."""
-    return [row for row in rows if row.setting.jobs == jobs]
-
-
-def fit(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the seconds before the first byte and those per GB of the line nearest to the rows.
-
-    Least squares of relative errors, so that small models count as much as large ones.
-    """
-    gb = np.array([row.output_nbytes / 1e9 for row in rows])
-    wall = np.array([row.cost.wall for row in rows])
-    terms = np.stack([np.ones_like(gb), gb], axis=1) / wall[:, None]
-    start, per_gb = np.linalg.lstsq(terms, np.ones_like(wall), rcond=None)[0]
-    return float(start), float(per_gb)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -129,28 +93,35 @@ def nbytes_of(memory: str) -> int:
     return int(memory[:-3]) * unit
 
 
-def aimed(rows: Sequence[Row]) -> list[Aim]:
+def aimed(rows: Sequence[Row], traces: Mapping[str, Trace]) -> list[Aim]:
     """Return the aims: of the default over the sizes, and of every row's memory."""
-    default = of(rows, 0)
+    default = [row for row in of(rows, 0) if row.direct]
     rates = [row.per_gb for row in default]
-    start, per_gb = fit(default)
-    apart = max(
-        abs(row.cost.wall / (start + per_gb * row.output_nbytes / 1e9) - 1) for row in default
-    )
-    over = max((row.cost.peak_rss - nbytes_of(row.setting.memory)) / 2**30 for row in rows)
+    line = fits(default)[0]
+    most = max(rows, key=lambda row: row.cost.peak_rss - nbytes_of(row.setting.memory))
+    over = (most.cost.peak_rss - nbytes_of(most.setting.memory)) / 2**30
     return [
         Aim(
             "largest over smallest seconds per GB, start-up included",
             max(rates) / min(rates),
             WITHIN,
+            partial(why_not_level, default, traces),
             most=True,
-            why=f"{start:.2f} s are the same for all: start-up, planning, the first and the last "
-            "task, when not all jobs work, and making files durable",
         ),
         Aim(
-            f"any size beside {start:.2f} s and {per_gb:.3f} s per GB", 1 + apart, WITHIN, most=True
+            f"any size beside {line.start:.2f} s and {line.per_gb:.3f} s per GB",
+            line.apart,
+            WITHIN,
+            partial(why_not_a_line, default),
+            most=True,
         ),
-        Aim("most by which peak RSS is over `--memory`, GiB", over, 0.35, most=True),
+        Aim(
+            "most by which peak RSS is over `--memory`, GiB",
+            over,
+            OWN_NBYTES / 2**30,
+            lambda: f"of {most.gb:.2f} GB with {most.setting.memory}",
+            most=True,
+        ),
     ]
 
 
@@ -186,15 +157,29 @@ def pictures(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 def section(folder: Path, pictured: Path, repeats: int = 3, size: Size = SIZE) -> list[str]:
     """Return the part of docs/benchmarks.md."""
-    rows = run(folder, (*GROWING, *BOUNDED), repeats, size)
+    sources = {
+        layers: source(folder / f"scaling-{layers}", "gpt-oss", size._replace(layers=layers))
+        for layers in LAYERS
+    }
+    rows = run(folder, (*GROWING, *BOUNDED), repeats, sources)
     growing = rows[: len(GROWING)]
-    start, per_gb = fit(of(growing, 0))
+    default = of(growing, 0)
+    traces = {
+        f"{row.setting.layers} layers, {row.gb:.2f} GB": profiles.profile(
+            sources[row.setting.layers].root, folder, *row.setting.options(), repeats=1
+        )
+        for row in default
+    }
+    for layers in sources:
+        shutil.rmtree(folder / f"scaling-{layers}")
+    line = fits(default)[0]
     gain = of(growing, 1)[-1].cost.wall / of(growing, 2)[-1].cost.wall
     return [
         "## Scaling: the size of the model, workers and memory",
         "",
         "gpt-oss MXFP4 to BF16 with more and more layers. Workers are kept on as many cores by",
-        f"`taskset`. Medians of {repeats}, in turn; source in the page cache, output durable.",
+        f"`taskset`. Medians of {repeats}, in turn, of more for the default's small models; source",
+        "in the page cache, output durable.",
         "Bytes are rchar, read_bytes, wchar and write_bytes of /proc/self/io.",
         "",
         *table(growing),
@@ -202,14 +187,24 @@ def section(folder: Path, pictured: Path, repeats: int = 3, size: Size = SIZE) -
         *pictures(pictured, growing),
         "",
         "The line nearest to the default's rows has "
-        f"{start:.2f} s whatever the size and {per_gb:.3f} s per GB.",
+        f"{line.start:.2f} s whatever the size and {line.per_gb:.3f} s per GB.",
         f"Of the largest model, two workers on two cores make {gain:.2f} times what one makes.",
+        "How far runs of the same lie apart, and O_DIRECT writes of as many bytes in turn with",
+        "them, which start nothing and compute nothing:",
+        "",
+        *spreads(default),
         "",
         f"Under other bounds, {LAYERS[MIDDLE]} layers:",
         "",
         *table(rows[len(GROWING) :]),
         "",
-        *aims.table([*aimed(rows)]),
+        *aims.table(aimed(rows, traces)),
+        "",
+        "### Where the time goes",
+        "",
+        "The default's runs once more, watched as those of the main job:",
+        "",
+        *profiles.overlaps(traces),
         "",
         "Commands: `moeconv convert SOURCE OUT --memory M [--jobs N] --verify none`; all of it:",
         "`python -m bench --only scaling`.",

@@ -119,7 +119,6 @@ def verify(
         raise UsageError(f"a sample of {sample} is not above 0 and at most 1", hint="5% is 0.05")
     begin = time.monotonic()
     effort = effort or Effort()
-    memory_nbytes = choose_memory(effort.memory_nbytes, DEFAULT_MEMORY_NBYTES)
     finished = read_finished(Path(dst))
     plan = None
     if source is not None:
@@ -131,10 +130,10 @@ def verify(
     deep = None
     if plan is not None:
         check_facts(finished, plan, findings)
-        deep = _Deep(finished, plan, files, sample)
+        deep = _Deep(finished, plan, files, sample, effort.memory_nbytes)
         findings.expect(*deep.work())
     reread = _read_again(finished, files, effort.threads, findings)
-    rederived = deep.run(effort, memory_nbytes, findings) if deep is not None else Rederived()
+    rederived = deep.run(effort, findings) if deep is not None else Rederived()
     return Report(
         len(finished.files),
         sum(file.tensors for file in finished.files),
@@ -216,9 +215,19 @@ def _contents(unit: Unit, offset: int, end: int, files: Files) -> str:
 class _Deep:
     """What is derived once more from the source."""
 
-    def __init__(self, finished: Finished, plan: Plan, files: Files, sample: float) -> None:
-        from moeconv.rederive import choose_units  # imports torch's readers only when asked to
+    def __init__(
+        self,
+        finished: Finished,
+        plan: Plan,
+        files: Files,
+        sample: float,
+        memory_nbytes: int | None,
+    ) -> None:
+        import torch  # noqa: F401  # only when asked to derive; what it takes is no longer free
 
+        from moeconv.rederive import choose_units
+
+        self.memory_nbytes = choose_memory(memory_nbytes, DEFAULT_MEMORY_NBYTES)
         whole = {file.name for file in finished.files if files.sizes.get(file.name) == file.nbytes}
         self.root = finished.root
         self.plan = plan
@@ -232,14 +241,14 @@ class _Deep:
 
         return sum(unit_nbytes(self.plan, unit) for unit in self.units), len(self.units)
 
-    def run(self, effort: Effort, memory_nbytes: int, findings: Findings) -> Rederived:
+    def run(self, effort: Effort, findings: Findings) -> Rederived:
         """Derive and compare; return how much."""
         from moeconv.execute import raise_open_files
         from moeconv.rederive import Deriver, block_nbytes_within
 
         tensors: set[tuple[int, int]] = set()
         elements = nbytes = 0
-        block_nbytes = block_nbytes_within(memory_nbytes, effort.threads)
+        block_nbytes = block_nbytes_within(self.memory_nbytes, effort.threads)
         paths = {file.name: self.root / file.name for file in self.plan.files}
         raise_open_files(len(paths) + len(self.plan.model.source.files) + OTHER_FILES)
         with Reader(self.plan.model.source.files) as source, Reader(paths) as output:

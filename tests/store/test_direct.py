@@ -101,6 +101,21 @@ def test_pages_hold_the_ranges(sizes: list[tuple[int, int, int]], start: int) ->
         assert np.array_equal(view, file[offset : offset + view.size])
 
 
+@pytest.mark.parametrize(("gap", "groups"), [(999, 1), (1000, 1), (1001, 2)])
+def test_long_ranges_do_not_excuse_long_gaps(gap: int, groups: int) -> None:
+    view = np.broadcast_to(np.uint8(0), 1 << 20)
+    assert len(list(direct.near([(5, view), (5 + view.size + gap, view)], 1000))) == groups
+
+
+def test_parts_begin_on_pages_but_for_the_first_of_a_range() -> None:
+    """Else the page between two parts would be read for both."""
+    ranges = [(4096 + 10, aligned(50_000, 11)), (80_000, aligned(9000, 5))]
+    parts = list(direct.bounced(ranges, 4 * PAGE_NBYTES))
+    starts = [4096 + 10, 20_480, 36_864, 53_248, 80_000]
+    assert [[at for at, _ in part] for part in parts] == [[at] for at in starts]
+    assert sum(view.size for part in parts for _, view in part) == 59_000
+
+
 @pytest.mark.parametrize("odd", [0, 1])
 @pytest.mark.parametrize("offset", [0, 1, 4096, 5000, NBYTES - LARGE])
 @pytest.mark.parametrize("bounce", [16 << 10, 2 << 20])

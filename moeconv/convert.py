@@ -16,6 +16,7 @@ from moeconv.destination import (
     check_finished,
     decide,
     examine,
+    finish,
     hide,
     refuse_strangers,
     remove_output,
@@ -174,11 +175,7 @@ class _Conversion:
     def already(self, found: Found) -> Result:
         """Return the result for a finished output of this very plan, its sizes checked."""
         check_finished(found, self.dst)
-        state = self.dst / STATE_DIRECTORY
-        if state.exists():  # only the lock that this run took
-            for path in state.iterdir():
-                path.unlink()
-            state.rmdir()
+        finish(self.dst)  # only the lock that this run took is there
         return self.result("finished", found.facts, 0, ())
 
     def open_journal(self, tasks: Sequence[Task], *, fresh: bool) -> tuple[Journal, list[Entry]]:

@@ -15,6 +15,7 @@ from moeconv.errors import IOFailed, MoeconvError
 from moeconv.plan import Plan
 from moeconv.resources import Resources
 from moeconv.store import system
+from moeconv.store.lock import LOCK_NAME, DirectoryLock
 from tests.checkpoints import Size, files_of, quick_directory, write_checkpoint
 
 WRITING = ("open_file", "pwrite", "truncate", "sync_file", "sync_data", "rename", "fallocate")
@@ -219,3 +220,28 @@ def test_other_calls_that_fail_are_typed(
         except MoeconvError as error:
             assert error.exit_code in (3, 74)
     case.recover()
+
+
+def test_removed_files_that_stay_while_they_are_open(
+    tmp_path: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS and FUSE: the name of a file that is still open becomes a hidden one."""
+    unlink, release = os.unlink, DirectoryLock._release
+
+    def hide(path: Any, *, dir_fd: int | None = None) -> None:
+        if Path(path).name != LOCK_NAME:
+            unlink(path, dir_fd=dir_fd)
+            return
+        hidden = Path(path).with_name(".nfs0001")
+        os.rename(path, hidden, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    def closed(lock: DirectoryLock) -> None:
+        release(lock)
+        lock.path.with_name(".nfs0001").unlink(missing_ok=True)
+
+    monkeypatch.setattr(os, "unlink", hide)
+    monkeypatch.setattr(DirectoryLock, "_release", closed)
+    plan = api.plan(fixtures / "checkpoints/mixtral-bf16")
+    for state in ("converted", "finished"):
+        assert api.convert(plan, tmp_path / "out").state == state
+        assert not (tmp_path / "out/.moeconv").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -24,6 +25,9 @@ flock = fcntl.flock
 
 class DirectoryLock:
     """Holds `directory`/.moeconv/lock while in its `with` block, or raises Locked at once.
+
+    Trap: on NFS and FUSE a file that is removed while it is open stays, under a hidden name, until
+    it is closed. So a state directory that is empty in the end is removed after the lock is closed.
 
     The file stays, empty, when the lock is given back: removing it could free a lock that
     another run has taken meanwhile. Whoever removes .moeconv does so while holding the lock.
@@ -59,6 +63,8 @@ class DirectoryLock:
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
         self._release()
+        with contextlib.suppress(OSError):  # what is in use is not empty
+            self.path.parent.rmdir()
 
     def _release(self) -> None:
         fd, self._fd = self._fd, -1
@@ -70,7 +76,10 @@ class DirectoryLock:
         system.make_directories(self.path.parent)
         if not os.access(self.path.parent.parent, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(self.path.parent.parent))
-        fd = system.open_file(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fd = system.open_file(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # another run has just removed the directory
+            return -1
         try:
             self._flock(fd)
             locked = self._is_the_file(fd)

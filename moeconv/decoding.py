@@ -17,15 +17,17 @@ from moeconv.kernels.cpu import (
     KERNELS,
     TURNED_KERNELS,
     Counts,
-    copy_into,
+    Kernel,
     count_nonfinite,
     round_to,
 )
 from moeconv.kernels.cpu.amx import encode_part
+from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import cast
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.strides import runs_per_read
+from moeconv.strips import decode_in_strips
 from moeconv.types import DTYPE_BITS, TensorRef, Weight
 
 Array = npt.NDArray[Any]
@@ -43,6 +45,8 @@ NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
     "I64": np.int64,
     "U64": np.uint64,
 }
+
+KEEPING_NOTHING = BufferPool(0)
 
 
 class Decoder(Protocol):
@@ -84,22 +88,26 @@ class CpuDecoder:
 
     max_nbytes = sys.maxsize
 
+    def __init__(self) -> None:
+        self._pool = KEEPING_NOTHING
+
     def any_order(self, weight: Weight) -> bool:
-        """Return False: kernels write along rows."""
-        return False
+        """Return whether there is a kernel: what it writes is turned tile by tile."""
+        return has_kernel(weight)
 
     def close(self) -> None:
         """Do nothing: nothing is held."""
 
     def pool(self, max_nbytes: int) -> BufferPool:
-        """Return a pool of plain memory."""
-        return BufferPool(max_nbytes)
+        """Return a pool of plain memory, which tiles are taken from, too."""
+        self._pool = BufferPool(max_nbytes)
+        return self._pool
 
     def decode(
         self, weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
     ) -> Counts:
-        """Fill out [rows, cols], rows contiguous; see `decode_window`."""
-        return decode_window(weight, parts, window, dtype, out)
+        """Fill out [rows, cols]; see `decode_window`."""
+        return decode_window(weight, parts, window, dtype, out, self._pool)
 
     def encode(self, form: str, part: str, values: Array, out: Array) -> int:
         """Fill the bytes `out`; see kernels/cpu/amx.py."""
@@ -193,15 +201,34 @@ def is_copy(weight: Weight, dtype: str) -> bool:
     return weight.codec in ("float", "raw") and weight.params["dtype"] == dtype
 
 
+def has_kernel(weight: Weight) -> bool:
+    """Return whether a kernel of the CPU decodes a weight; its output may have any strides."""
+    return _kernel_of(weight) is not None
+
+
+def _kernel_of(weight: Weight) -> Kernel | None:
+    return (TURNED_KERNELS if weight.transposed else KERNELS).get(weight.codec)
+
+
 def decode_window(
-    weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+    weight: Weight,
+    parts: Mapping[str, Array],
+    window: Window,
+    dtype: str,
+    out: Array,
+    pool: BufferPool = KEEPING_NOTHING,
 ) -> Counts:
     """Fill out [rows, cols] (bits for BF16 and F16) with a decoded window; return what it holds.
 
-    BadSource for numbers that the codec refuses, with the name of the weight.
+    Rows are contiguous where there is no kernel. Tiles are taken from `pool`. BadSource for
+    numbers that the codec refuses, with the name of the weight.
     """
     with named(weight):
-        return _decode(weight, parts, window, dtype, out)
+        kernel = _kernel_of(weight)
+        if kernel is not None:
+            return _decode(kernel, (weight, dtype), parts, window, out, pool)
+        turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts
+        return _reference(weight, turned, window, dtype, out)
 
 
 @contextmanager
@@ -217,20 +244,26 @@ def named(weight: Weight) -> Iterator[None]:
 
 
 def _decode(
-    weight: Weight, parts: Mapping[str, Array], window: Window, dtype: str, out: Array
+    kernel: Kernel,
+    what: tuple[Weight, str],
+    parts: Mapping[str, Array],
+    window: Window,
+    out: Array,
+    pool: BufferPool,
 ) -> Counts:
-    kernel = (TURNED_KERNELS if weight.transposed else KERNELS).get(weight.codec)
-    if kernel is None:
-        turned = {part: array.T for part, array in parts.items()} if weight.transposed else parts
-        return _reference(weight, turned, window, dtype, out)
+    """Fill `out`: at once where it runs along the lines that are stored, else in strips."""
+    weight, dtype = what
     given = _with_float32_scales(weight, parts)
-    if not weight.transposed:
-        return kernel(given, window, weight.params, dtype, out)
-    stored = np.empty((window.cols, window.rows), out.dtype)
-    flipped = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
-    counts = kernel(given, flipped, weight.params, dtype, stored)
-    copy_into(out, stored.T)
-    return counts
+
+    def decode(parts: Mapping[str, Array], window: Window, lines: Array) -> Counts:
+        if weight.transposed:
+            window = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+        return kernel(parts, window, weight.params, dtype, lines)
+
+    lines = out.T if weight.transposed else out
+    if is_row_contiguous(lines):
+        return decode(given, window, lines)
+    return decode_in_strips(decode, weight, given, window, lines, pool)
 
 
 def _with_float32_scales(weight: Weight, parts: Mapping[str, Array]) -> Mapping[str, Array]:

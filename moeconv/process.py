@@ -66,7 +66,7 @@ def process(work: Work, context: Context) -> Done:
     total = Counts(0, 0, 0)
     for piece in pieces(work, context.max_nbytes):
         counts = _Piece(work, piece, context).run(hashes)
-        total = Counts(*(one + other for one, other in zip(total, counts, strict=True)))
+        total = total.plus(counts)
     return Done(tuple(one.hexdigest() for one in hashes), total)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from moeconv.codecs import CODECS, PAYLOAD_CHECKS
 from moeconv.codecs.base import Window
-from moeconv.decoding import decode_window, named
+from moeconv.decoding import KEEPING_NOTHING, decode_window, has_kernel, named
 from moeconv.device.arena import Arenas, Place, aligned_nbytes
 from moeconv.device.pinned import pinned_pages
 from moeconv.device.ways import CPU, KERNEL, REFERENCE, way_of
@@ -125,17 +125,21 @@ class GpuDecoder:
         self._cards = tuple(_Card(device, arena_nbytes) for device in devices)
         self._arenas = Arenas([arena_nbytes] * len(devices))
         self._pinned = all(device.type == "cuda" for device in devices)
+        self._pool = KEEPING_NOTHING
         self.max_nbytes = arena_nbytes
 
     def any_order(self, weight: Weight) -> bool:
-        """Return whether the GPU decodes it: its kernels write along any axis."""
-        return way_of(weight) != CPU
+        """Return whether the GPU decodes it, whose kernels write along any axis, or a kernel."""
+        return way_of(weight) != CPU or has_kernel(weight)
 
     def pool(self, max_nbytes: int) -> BufferPool:
-        """Return a pool of page-locked memory."""
-        if not self._pinned:
-            return BufferPool(max_nbytes)
-        return BufferPool(max_nbytes, partial(pinned_pages, device=self._cards[0].device))
+        """Return a pool of page-locked memory, which the CPU's tiles are taken from, too."""
+        if self._pinned:
+            make = partial(pinned_pages, device=self._cards[0].device)
+            self._pool = BufferPool(max_nbytes, make)
+        else:
+            self._pool = BufferPool(max_nbytes)
+        return self._pool
 
     def close(self) -> None:
         """Give the devices' memory back; nothing may be decoding."""
@@ -153,7 +157,7 @@ class GpuDecoder:
         """
         way = way_of(weight)
         if way == CPU:
-            return decode_window(weight, parts, window, dtype, out)
+            return decode_window(weight, parts, window, dtype, out, self._pool)
         if weight.codec in PAYLOAD_CHECKS:
             with named(weight):
                 PAYLOAD_CHECKS[weight.codec](parts, window, weight.params)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 
+from moeconv import strips
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, part_slice
 from moeconv.decoding import NUMPY_DTYPES, decode_window
@@ -75,7 +77,26 @@ def decode(
         array.flags.writeable = False
     counts = decode_window(weight, given, window, dtype, out)
     assert (wide[:, window.cols :] == PADDING).all()
-    return np.ascontiguousarray(out).view(f"u{out.itemsize}"), counts
+    bits = np.ascontiguousarray(out).view(f"u{out.itemsize}")
+    check_columns(weight, given, window, dtype, (bits, counts))
+    return bits, counts
+
+
+def check_columns(
+    weight: Weight,
+    parts: Mapping[str, np.ndarray],
+    window: Window,
+    dtype: str,
+    wanted: tuple[np.ndarray, Counts],
+) -> None:
+    """Decode the same to an output that runs along columns, in strips of single blocks."""
+    bits, counts = wanted
+    wide = np.full((window.cols, window.rows + 3), PADDING, OUTPUTS[dtype][0])
+    out = wide[:, : window.rows].T
+    with mock.patch.multiple(strips, TILE_NBYTES=1, FEWEST_LINES=1):
+        assert decode_window(weight, parts, window, dtype, out) == counts
+    assert (wide[:, window.rows :] == PADDING).all()
+    np.testing.assert_array_equal(np.ascontiguousarray(out).view(bits.dtype), bits)
 
 
 def run(codec: str, parts: Tensors, params: Params, dtype: str, shape: tuple[int, int]) -> Counts:

@@ -26,6 +26,10 @@ class Counts(NamedTuple):
     inf: int
     overflow: int
 
+    def plus(self, other: Counts) -> Counts:
+        """Return what two windows hold together."""
+        return Counts(*(one + more for one, more in zip(self, other, strict=True)))
+
 
 # parts, window, params, output dtype, output [rows, cols]. Parts are as stored, except that BF16
 # and F16 scales come widened to float32.

@@ -22,7 +22,11 @@ from moeconv.kernels.cpu.base import (
 from moeconv.kernels.cpu.cache import compiled, jitable
 from moeconv.kernels.cpu.squares import NBYTES, turn_square
 
-BLOCK_NBYTES = 128  # of a row of a block: two lines, which are fetched together
+BLOCK_NBYTES = 128  # of a row of the source: two lines, which are fetched together
+RUN_NBYTES = 512  # that are written of a row before the next one
+# Of what lies in the second-level cache single lines are written, which the processor sees coming;
+# not where rows are so many bytes apart: their lines would drive each other out of the caches.
+CLOSE_NBYTES, LINE_NBYTES, CLASHING_NBYTES = 4 << 20, 64, 2048
 CHUNK = 8192  # bytes between two looks at the largest magnitude
 u2, u4 = np.uint16, np.uint32
 
@@ -83,9 +87,13 @@ def transpose(source: Array, out: Array, pitches: Pair, shape: Pair) -> None:
     """Fill out [rows, cols] from source [cols, rows]; `pitches` in elements."""
     side, block = NBYTES // out.itemsize, BLOCK_NBYTES // out.itemsize
     rows, cols = shape[0] // side * side, shape[1] // side * side
-    for col in range(0, cols, block):
+    run = RUN_NBYTES // out.itemsize
+    is_close = shape[0] * shape[1] * out.itemsize <= CLOSE_NBYTES
+    if is_close and pitches[1] * out.itemsize % CLASHING_NBYTES:
+        run = LINE_NBYTES // out.itemsize
+    for col in range(0, cols, run):
         for row in range(0, rows, block):
-            size = (min(block, rows - row), min(block, cols - col))
+            size = (min(block, rows - row), min(run, cols - col))
             taken, given = source[col * pitches[0] + row :], out[row * pitches[1] + col :]
             _transpose_block(taken, given, pitches, size)
     _transpose_edge(source[rows:], out[rows * pitches[1] :], pitches, (shape[0] - rows, cols))

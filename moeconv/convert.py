@@ -249,18 +249,18 @@ class _Conversion:
                 wanted[task.number] = left
         needed = sorted({file for files in wanted.values() for file in files} | self.bare(chosen))
         self.reopen(needed)
+        decoder = self.chosen.decoder
+        pool = decoder.pool(self.limits.memory_nbytes // (IDLE_SHARE - 1))
         outputs = open_outputs(
             {
                 index: (self.plan.files[index].name, self.plan.files[index].nbytes)
                 for index in needed
             },
-            lambda name, nbytes: OutputFile(self.dst / name, nbytes, resume=True),
+            lambda name, nbytes: OutputFile(self.dst / name, nbytes, resume=True, bounces=pool),
         )
-        decoder = self.chosen.decoder
-        pool = decoder.pool(self.limits.memory_nbytes // (IDLE_SHARE - 1))
         per_task = min(self.limits.memory_nbytes // self.limits.jobs, decoder.max_nbytes)
         try:
-            with Reader(self.plan.model.source.files) as reader:
+            with Reader(self.plan.model.source.files, pool) as reader:
                 for index, output in outputs.items():
                     output.write(0, memoryview(self.plan.files[index].header))
                 nonfinite = self.plan.options.nonfinite

@@ -14,15 +14,20 @@ from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
 from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
-from moeconv.decoding import is_copy, part_reads
-from moeconv.kernels.cpu import KERNELS
+from moeconv.decoding import PartRead, has_kernel, is_copy, part_reads
+from moeconv.kernels.cpu.int_windows import TURNED_ROWS
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
 from moeconv.store.buffers import PAGE_NBYTES, size_class
+from moeconv.store.reader import BOUNCE_NBYTES
+from moeconv.strips import tile_of
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
 
 REFERENCE_NBYTES = 24  # per element: what a codec's reference holds while it decodes
+TURNING_KERNELS = ("awq", "gptq")  # codecs whose parts lie along columns, but not their output
+INDICES_NBYTES = 64  # of these per row or column: where its field lies, and its group
+CONSTANT_TIMES = 3  # a constant's bytes, and its elements in float32
 
 
 class Piece(NamedTuple):
@@ -78,20 +83,83 @@ def lent_nbytes(nbytes: int) -> int:
 
 
 def piece_nbytes(work: Work, piece: Piece) -> int:
-    """Return the most bytes that a piece has in memory: parts, decoded values, regions."""
-    total = sum(lent_nbytes(region.nbytes) for _, region in piece.regions)
-    dtypes = work.dtypes
+    """Return the most bytes that a piece has in memory: parts, decoded values, regions, scratch."""
+    largest = total = 0
+    for _, region in piece.regions:
+        total += _region_nbytes(work, piece, region)
+        largest = max(largest, region.nbytes)
     for member, weight, window in zip(work.task.members, work.weights, piece.windows, strict=True):
-        for read in part_reads(weight, member.slot, window):
+        reads = part_reads(weight, member.slot, window)
+        for read in reads:
             total += lent_nbytes(read.nbytes) + read.scratch_nbytes
-        elements = window.rows * window.cols
-        for dtype in dtypes:
-            if not is_copy(weight, dtype):
-                turned = 2 if weight.transposed else 1  # decoded as stored, then turned
-                total += lent_nbytes(elements * DTYPE_BITS[dtype] // 8) * turned
-        if weight.codec not in KERNELS and not all(is_copy(weight, dtype) for dtype in dtypes):
-            total += elements * REFERENCE_NBYTES
-    return total
+            largest = max(largest, read.nbytes)
+        total += _decoding_nbytes(work, weight, window, reads)
+    # A job reads or writes: what does not lie as the file's pages do goes through this.
+    return total + lent_nbytes(min(BOUNCE_NBYTES, largest + 2 * PAGE_NBYTES))
+
+
+def _region_nbytes(work: Work, piece: Piece, region: Region) -> int:
+    """Return what a region takes beside what its members were read or decoded to."""
+    draft = work.draft(region)
+    if draft.constant is not None:
+        return lent_nbytes(region.nbytes) * CONSTANT_TIMES
+    if draft.encode:
+        (rect,) = region.rects
+        turned = work.weights[rect.member].transposed
+        values = rect.rows.length * rect.cols.length * DTYPE_BITS[draft.decoded] // 8
+        return lent_nbytes(region.nbytes) + (lent_nbytes(values) if turned else 0)
+    return 0 if lies_ready(work, piece, region) else lent_nbytes(region.nbytes)
+
+
+def lies_ready(work: Work, piece: Piece, region: Region) -> bool:
+    """Return whether a region is all of the lines that its one member was read or decoded to."""
+    if len(region.rects) != 1:
+        return False
+    (rect,), draft = region.rects, work.draft(region)
+    weight, window = work.weights[rect.member], piece.windows[rect.member]
+    along_columns = work.transposed and has_kernel(weight)
+    if is_copy(weight, draft.dtype):
+        along_columns = weight.transposed
+    line, whole = rect.cols.length, window.cols
+    if along_columns:
+        line, whole = rect.rows.length, window.rows
+    filled = rect.rows.length * rect.cols.length * DTYPE_BITS[draft.dtype] // 8
+    return (
+        along_columns == draft.transposed
+        and rect.rows.step == 1
+        and line == whole
+        and filled == region.nbytes
+    )
+
+
+def _decoding_nbytes(work: Work, weight: Weight, window: Window, reads: Sequence[PartRead]) -> int:
+    """Return what a window's values take, and what is needed to make them."""
+    dtypes = [dtype for dtype in work.dtypes if not is_copy(weight, dtype)]
+    if not dtypes:
+        return 0
+    elements = window.rows * window.cols
+    total = sum(lent_nbytes(elements * DTYPE_BITS[dtype] // 8) for dtype in dtypes)
+    if not has_kernel(weight):
+        return total + elements * REFERENCE_NBYTES
+    if work.transposed != weight.transposed:
+        itemsize = max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
+        total += lent_nbytes(tile_of(weight, window, itemsize).nbytes)
+    return total + _scratch_nbytes(weight, window, reads)
+
+
+def _scratch_nbytes(weight: Weight, window: Window, reads: Sequence[PartRead]) -> int:
+    """Return the most memory that a kernel takes beside parts, output and tiles."""
+    if weight.codec == "float":
+        return 0
+    wide = sum(read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16"))
+    if weight.codec not in TURNING_KERNELS:
+        return wide
+    # What lies along columns is turned; of the zero points all, of the rest some rows at a time.
+    stored = wide + sum(read.nbytes for read in reads)
+    zeros = sum(read.nbytes for read in reads if read.part == "qzeros")
+    indices = INDICES_NBYTES * (window.rows + window.cols)
+    rows = min(TURNED_ROWS, window.rows)
+    return wide + -(-stored * rows // max(window.rows, 1)) + zeros + indices
 
 
 def pieces(work: Work, max_nbytes: int) -> tuple[Piece, ...]:

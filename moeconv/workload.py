@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from moeconv.decoding import is_copy
+from moeconv.decoding import has_kernel, is_copy
 from moeconv.device.ways import CPU, KERNEL, way_of
 from moeconv.kernels.cpu import KERNELS
 from moeconv.layouts.base import Draft
@@ -51,24 +51,28 @@ class _Tally:
         """Add what a task does for these of its regions."""
         drafts = [self._plan.files[one.file].tensors[one.tensor].draft for one in regions]
         weights = [self._plan.weights[one.weight] for one in task.members]
+        turned = any(draft.transposed for draft in drafts)
         for member, weight in zip(task.members, weights, strict=True):
             stored = _slot_nbytes(weight) * member.rows.length / max(weight.rows, 1)
             self.read += stored
             for dtype in {draft.decoded for draft in drafts}:
                 if not is_copy(weight, dtype):
                     elements = member.rows.length * weight.cols
-                    self._decode(weight, elements, elements * DTYPE_BITS[dtype] // 8, stored)
-        turned = any(draft.transposed for draft in drafts)
+                    self._decode(weight, elements * DTYPE_BITS[dtype] // 8, stored)
+                    by_kernel = has_kernel(weight) and not self._on_device(weight)
+                    if by_kernel and turned != weight.transposed:  # strips, which are turned
+                        self.work[TRANSPOSE] += elements * VALUE_BITS // 8
         for region, draft in zip(regions, drafts, strict=True):
             self.written += region.nbytes
             if draft.constant is None:
                 weight = weights[region.rects[0].member]
-                self._assemble(region, draft, weight, turned and self._on_device(weight))
+                laid = turned and (self._on_device(weight) or has_kernel(weight))
+                self._assemble(region, draft, weight, laid)
 
     def _on_device(self, weight: Weight) -> bool:
         return self._gpu and way_of(weight) != CPU
 
-    def _decode(self, weight: Weight, elements: int, nbytes: int, stored: float) -> None:
+    def _decode(self, weight: Weight, nbytes: int, stored: float) -> None:
         key = rate_key(weight.codec, weight.params)
         if self._on_device(weight):
             self.up, self.down = self.up + stored, self.down + nbytes
@@ -77,8 +81,6 @@ class _Tally:
             self.slow[key] += nbytes
         else:
             self.work[key] += nbytes
-            if weight.transposed:  # decoded as stored, then turned
-                self.work[TRANSPOSE] += elements * VALUE_BITS // 8
 
     def _assemble(self, region: Region, draft: Draft, weight: Weight, laid: bool) -> None:
         kind = _assembly(region, draft, weight, laid)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import moeconv
-from moeconv import decoding, process
+from moeconv import process, strips
 from moeconv.convert import chosen_files
 from moeconv.demo import DemoSizes, make_checkpoint
 from moeconv.device.choose import Chosen
@@ -88,7 +88,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         real(dst, src)
 
     monkeypatch.setattr(process, "copy_into", copy_into)
-    monkeypatch.setattr(decoding, "copy_into", copy_into)
+    monkeypatch.setattr(strips, "copy_into", copy_into)
     return done
 
 

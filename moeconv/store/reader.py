@@ -105,12 +105,12 @@ def read_views(
     return done
 
 
-def _read_pages(descriptor: int, ranges: direct.Ranges) -> int:
+def _read_pages(descriptor: int, ranges: direct.Ranges, bounces: BufferPool) -> int:
     """Fill ranges from whole pages; return the bytes from the first offset on that are there."""
     start, stop = direct.extent(ranges)
     runs = direct.pages_around(ranges)
     before = start - runs[0].start
-    with _BOUNCES.take(direct.aside_nbytes(runs)) as aside:
+    with bounces.take(direct.aside_nbytes(runs)) as aside:
         views = direct.views_of(runs, aside.array)
         done = read_views(descriptor, views, runs[0].start, before + stop - start)
         for given, taken in direct.copies_from(runs, aside.array, ranges):
@@ -165,10 +165,14 @@ class _Opened:
 
 
 class Reader:
-    """Open files of one source, by name; any number of threads may read, one closes at the end."""
+    """Open files of one source, by name; any number of threads may read, one closes at the end.
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    What is not read in place takes memory from `bounces`.
+    """
+
+    def __init__(self, files: Mapping[str, Path], bounces: BufferPool = _BOUNCES) -> None:
         self._files = dict(files)
+        self._bounces = bounces
         self._opened: dict[str, _Opened] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -269,7 +273,7 @@ class Reader:
         there = 0
         try:
             for part in direct.bounced(group, BOUNCE_NBYTES):
-                there = part[0][0] - start + _read_pages(descriptor, part)
+                there = part[0][0] - start + _read_pages(descriptor, part, self._bounces)
                 if there < direct.extent(part)[1] - start:
                     break
         except OSError as problem:

@@ -42,12 +42,20 @@ class OutputFile:
     With `resume` the bytes that an earlier run wrote stay, and `resumed` tells whether there are
     any; else the file starts anew, as zeros. Not for a file that is complete already: see whether
     `final` exists first.
-    `write` is for any number of threads, provided that no byte belongs to two of them.
+    `write` is for any number of threads, provided that no byte belongs to two of them; it takes
+    from `bounces` what memory it needs.
     """
 
     def __init__(
-        self, final: Path, nbytes: int, *, direct: bool = True, resume: bool = False
+        self,
+        final: Path,
+        nbytes: int,
+        *,
+        direct: bool = True,
+        resume: bool = False,
+        bounces: BufferPool = _BOUNCES,
     ) -> None:
+        self._bounces = bounces
         self.final = final
         self.partial = partial_path(final)
         self.nbytes = nbytes
@@ -158,7 +166,7 @@ class OutputFile:
         if address(view) % PAGE_NBYTES == 0:
             self._write_direct(offset, view)
             return
-        with _BOUNCES.take(BOUNCE_NBYTES) as bounce:
+        with self._bounces.take(min(BOUNCE_NBYTES, view.size)) as bounce:
             for start in range(0, view.size, BOUNCE_NBYTES):
                 piece = view[start : start + BOUNCE_NBYTES]
                 np.copyto(bounce.array[: piece.size], piece)

@@ -19,7 +19,7 @@ from moeconv.kernels.cpu.int_windows import TURNED_ROWS
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
 from moeconv.store.buffers import PAGE_NBYTES, size_class
-from moeconv.store.reader import BOUNCE_NBYTES
+from moeconv.store.writer import BOUNCE_NBYTES, DIRECT_MIN_NBYTES
 from moeconv.strips import tile_of
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
@@ -84,7 +84,7 @@ def lent_nbytes(nbytes: int) -> int:
 
 def piece_nbytes(work: Work, piece: Piece) -> int:
     """Return the most bytes that a piece has in memory: parts, decoded values, regions, scratch."""
-    largest = total = 0
+    largest = total = 0  # largest: of what is read or written at once
     for _, region in piece.regions:
         total += _region_nbytes(work, piece, region)
         largest = max(largest, region.nbytes)
@@ -92,9 +92,11 @@ def piece_nbytes(work: Work, piece: Piece) -> int:
         reads = part_reads(weight, member.slot, window)
         for read in reads:
             total += lent_nbytes(read.nbytes) + read.scratch_nbytes
-            largest = max(largest, read.nbytes)
+        largest = max(largest, sum(read.nbytes for read in reads))
         total += _decoding_nbytes(work, weight, window, reads)
-    # A job reads or writes: what does not lie as the file's pages do goes through this.
+    if largest < DIRECT_MIN_NBYTES:
+        return total
+    # A job reads or writes: past the page cache, what lies otherwise than its pages goes by this.
     return total + lent_nbytes(min(BOUNCE_NBYTES, largest + 2 * PAGE_NBYTES))
 
 
@@ -102,7 +104,7 @@ def _region_nbytes(work: Work, piece: Piece, region: Region) -> int:
     """Return what a region takes beside what its members were read or decoded to."""
     draft = work.draft(region)
     if draft.constant is not None:
-        return lent_nbytes(region.nbytes) * CONSTANT_TIMES
+        return region.nbytes * CONSTANT_TIMES
     if draft.encode:
         (rect,) = region.rects
         turned = work.weights[rect.member].transposed
@@ -154,11 +156,12 @@ def _scratch_nbytes(weight: Weight, window: Window, reads: Sequence[PartRead]) -
     wide = sum(read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16"))
     if weight.codec not in TURNING_KERNELS:
         return wide
-    # What lies along columns is turned; of the zero points all, of the rest some rows at a time.
+    # What lies along columns is turned: all of the zero points, some rows at a time of the rest,
+    # of which the last ones are still there while the next are made.
     stored = wide + sum(read.nbytes for read in reads)
     zeros = sum(read.nbytes for read in reads if read.part == "qzeros")
     indices = INDICES_NBYTES * (window.rows + window.cols)
-    rows = min(TURNED_ROWS, window.rows)
+    rows = min(2 * TURNED_ROWS, window.rows)
     return wide + -(-stored * rows // max(window.rows, 1)) + zeros + indices
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -75,11 +75,17 @@ def decode(
     given = {part: as_numpy(tensor) for part, tensor in parts.items()}
     for array in given.values():
         array.flags.writeable = False
-    counts = decode_window(weight, given, window, dtype, out)
+    with single_blocks():
+        counts = decode_window(weight, given, window, dtype, out)
     assert (wide[:, window.cols :] == PADDING).all()
     bits = np.ascontiguousarray(out).view(f"u{out.itemsize}")
     check_columns(weight, given, window, dtype, (bits, counts))
     return bits, counts
+
+
+def single_blocks() -> Any:
+    """Let the strips of what has to be turned be single blocks."""
+    return mock.patch.multiple(strips, TILE_NBYTES=1, FEWEST_LINES=1)
 
 
 def check_columns(
@@ -89,11 +95,11 @@ def check_columns(
     dtype: str,
     wanted: tuple[np.ndarray, Counts],
 ) -> None:
-    """Decode the same to an output that runs along columns, in strips of single blocks."""
+    """Decode the same to an output that runs along columns."""
     bits, counts = wanted
     wide = np.full((window.cols, window.rows + 3), PADDING, OUTPUTS[dtype][0])
     out = wide[:, : window.rows].T
-    with mock.patch.multiple(strips, TILE_NBYTES=1, FEWEST_LINES=1):
+    with single_blocks():
         assert decode_window(weight, parts, window, dtype, out) == counts
     assert (wide[:, window.rows :] == PADDING).all()
     np.testing.assert_array_equal(np.ascontiguousarray(out).view(bits.dtype), bits)

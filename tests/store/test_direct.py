@@ -193,12 +193,17 @@ def test_short_reads_past_the_cache_are_continued(
     assert all(past for past, _, _ in calls.made)
 
 
+@pytest.mark.parametrize("beyond", [10, 60_000])
 @pytest.mark.parametrize("odd", [0, 1])
-def test_file_that_became_shorter(source: Reader, cold: None, odd: int) -> None:
+def test_file_that_became_shorter(
+    source: Reader, cold: None, monkeypatch: pytest.MonkeyPatch, odd: int, beyond: int
+) -> None:
+    monkeypatch.setattr(reader, "BOUNCE_NBYTES", 16 << 10)  # parts that lie beyond the end
     at = NBYTES - LARGE
-    with pytest.raises(BadSource, match=f"it ends at byte {NBYTES}") as caught:
-        source.read_into("a", at, aligned(LARGE + 10, at + odd))
-    assert caught.value.where == f"a, bytes [{at}, {NBYTES + 10})"
+    with pytest.raises(BadSource, match=f"it ends at byte {NBYTES}$|{NBYTES}\n") as caught:
+        source.read_into("a", at, aligned(LARGE + beyond, at + odd))
+    assert source.nbytes_read == LARGE
+    assert caught.value.where == f"a, bytes [{at}, {NBYTES + beyond})"
     with pytest.raises(BadSource, match="it ends at byte"):
         source.read_into("a", NBYTES + 5000, aligned(LARGE, NBYTES + 5000))
 

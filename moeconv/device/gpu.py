@@ -78,11 +78,16 @@ class _Card:
 
     @contextmanager
     def lane(self, way: str) -> Iterator[_Lane]:
-        """Lend a lane; there are as many as windows were ever in flight at once."""
+        """Lend a lane; there are as many as windows were ever in flight at once.
+
+        It is waited for after an error, too: memory that is still written is not lent again.
+        """
         if way == REFERENCE:
             with self._alone:
-                yield self._reference
-                self._reference.wait()
+                try:
+                    yield self._reference
+                finally:
+                    self._reference.wait()
             return
         try:
             lane = self._lanes.pop()
@@ -91,7 +96,7 @@ class _Card:
         try:
             yield lane
         finally:
-            lane.wait()  # also after an error: memory that is still written is not lent again
+            lane.wait()
             self._lanes.append(lane)
 
 

@@ -51,15 +51,20 @@ OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dtype": "fp32"})
 
 
 class Watched(GpuDecoder):
-    """A decoder that tells what it decoded, and what of its arenas was ever lent at once."""
+    """A decoder that tells what it decoded and packed."""
 
     def __init__(self, devices: list[torch.device], arena_nbytes: int) -> None:
         super().__init__(devices, arena_nbytes)
         self.decoded: set[str] = set()
+        self.packed: set[str] = set()
 
     def decode(self, weight: Any, *arguments: Any) -> Any:
         self.decoded.add(weight.codec)
         return super().decode(weight, *arguments)
+
+    def encode(self, form: str, part: str, *arguments: Any) -> Any:
+        self.packed.add(f"{form} {part}")
+        return super().encode(form, part, *arguments)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, decoder: Any) -> None:
@@ -142,9 +147,14 @@ def test_a_device_that_decodes_to_other_bits_is_not_used(monkeypatch: pytest.Mon
         _by_kernel(weight, parts, window, out)
         out.bits[3, 5] += 1
 
-    monkeypatch.setattr("moeconv.device.gpu._by_kernel", off_by_one)
-    with pytest.raises(Refused, match="other bits than the CPU"):
-        try_out([DEVICE])
+    def counted_twice(weight: Any, parts: Any, window: Any, out: Any) -> None:
+        _by_kernel(weight, parts, window, out)
+        out.counts.mul_(2)
+
+    for broken in (off_by_one, counted_twice):
+        monkeypatch.setattr("moeconv.device.gpu._by_kernel", broken)
+        with pytest.raises(Refused, match="other bits than the CPU"):
+            try_out([DEVICE])
 
 
 def test_compiled_kernels_are_kept_in_the_users_cache(
@@ -203,23 +213,18 @@ def damage(plan: Any, source: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
-@pytest.mark.parametrize("kind", ["gptoss-mxfp4", "qwen3moe"])
-def test_packed_experts_are_the_same_bytes(
-    dtype: str, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_experts_are_the_same_bytes(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a part of the columns included: down of two NUMA parts."""
     with quick_directory() as directory:
         size = Size(hidden=256, intermediate=256, experts=2)
-        source = write_checkpoint(directory / "src", kind, size).root
-        try:
-            plan = api.plan(source, layout="ktransformers", dtype=dtype, numa=2)
-        except Refused as refused:
-            assert kind == "gptoss-mxfp4", refused  # kt-kernel has no such experts
-            return
+        source = write_checkpoint(directory / "src", "qwen3moe", size).root
+        plan = api.plan(source, layout="ktransformers", dtype=dtype, numa=2)
         api.convert(plan, directory / "cpu", resources=Resources(device="cpu"))
-        use(monkeypatch, Watched([DEVICE], ARENA_NBYTES))
+        decoder = Watched([DEVICE], ARENA_NBYTES)
+        use(monkeypatch, decoder)
         api.convert(plan, directory / "gpu", resources=Resources(jobs=2))
         assert files_of(directory / "gpu") == files_of(directory / "cpu")
+        assert decoder.packed == {f"amx{dtype} weight", f"amx{dtype} scale"}
 
 
 @pytest.mark.parametrize("part", ["weight", "scale"])

@@ -187,6 +187,15 @@ def test_a_card_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("usable")
+def test_the_fullest_card_says_how_much_each_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards, free = (Card(0, "H200", 140 << 30), *CARDS), (8 << 30, 2 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (free[number], 140 << 30))
+    monkeypatch.setattr(opening, "GpuDecoder", lambda devices, nbytes: nbytes)
+    assert open_gpus(cards, None, halve=False) == 1 << 30
+    assert open_gpus(cards, None, halve=True) == 1 << 29
+
+
+@pytest.mark.usefixtures("usable")
 def test_a_triton_that_flushes_subnormal_numbers_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -180,6 +180,8 @@ def test_near_ranges_are_one_request(
     source.read_ranges("a", ranges)
     assert all(wanted(*one) for one in ranges)
     assert [past for past, _, _ in calls.made] == [not seems] * requests
+    read = 2 * LARGE + (gap if requests == 1 else 0)  # the gap is read, too
+    assert source.nbytes_read == read
 
 
 def test_short_reads_past_the_cache_are_continued(
@@ -296,6 +298,10 @@ def test_kernels_that_do_not_count_pages(path: Path, monkeypatch: pytest.MonkeyP
         assert direct.is_cached(descriptor, 0, 8 * NBYTES) is False
         monkeypatch.setattr(system, "cached_nbytes", failing(errno.ENOSYS))
         assert direct.is_cached(descriptor, 0, NBYTES) is True
+        asked: list[int] = []
+        monkeypatch.setattr(system, "read_cached", lambda fd, to, at: asked.append(at) or 1)
+        assert direct.is_cached(descriptor, 1000, NBYTES - 1000) is True
+        assert asked == [1000 + (NBYTES - 1000) // 2]
         monkeypatch.setattr(system, "read_cached", failing(errno.EAGAIN))
         assert direct.is_cached(descriptor, 0, NBYTES) is False
         monkeypatch.setattr(system, "read_cached", failing(errno.EOPNOTSUPP))

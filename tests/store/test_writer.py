@@ -218,3 +218,23 @@ def test_without_sync_file_range_it_still_writes(
             output.write(offset, junk(MIB)[offset : offset + 128 * KIB])
         output.commit()
     assert (tmp_path / "a.bin").read_bytes() == junk(MIB).tobytes()
+
+
+def test_both_descriptors_are_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems keep what was written per descriptor."""
+    synced: list[bool] = []
+    real_data, real_file = system.sync_data, system.sync_file
+    monkeypatch.setattr(
+        system, "sync_data", lambda fd: (synced.append(is_direct(fd)), real_data(fd))
+    )
+    monkeypatch.setattr(
+        system, "sync_file", lambda fd: (synced.append(is_direct(fd)), real_file(fd))
+    )
+    with OutputFile(tmp_path / "a", 4 * MIB) as output:
+        if not output.direct:
+            pytest.skip("this file system has nothing that goes past the page cache")
+        output.write(0, junk(4 * MIB))
+        for make_durable in (output.sync, output.commit):
+            synced.clear()
+            make_durable()
+            assert synced[:2] == [False, True]

@@ -119,7 +119,7 @@ def missing_ranks(run: Run) -> list[int]:
 
 def describe(run: Run) -> dict[str, Json]:
     """Return the report of a run as JSON values."""
-    from moeconv.cli.plan_report import serve_line
+    from moeconv.cli.plan_report import describe_source, serve_line
     from moeconv.manifest import accounting_facts
 
     plan, result = run.plan, run.result
@@ -130,12 +130,7 @@ def describe(run: Run) -> dict[str, Json]:
         "layout": plan.options.layout,
         "partial": plan.options.partial,
         "plan": plan.digest,
-        "source": {
-            "path": str(plan.model.source.root),
-            "fingerprint": plan.model.source.fingerprint,
-            "tensors": len(plan.model.source.tensors),
-            "nbytes": sum(ref.nbytes for ref in plan.model.source.tensors.values()),
-        },
+        "source": describe_source(plan.model.source),
         "written_nbytes": result.nbytes,
         "read_nbytes": result.read_nbytes,
         "output_nbytes": plan.nbytes,

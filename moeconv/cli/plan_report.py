@@ -15,6 +15,7 @@ from moeconv.execute import check_memory
 from moeconv.manifest import accounting_facts
 from moeconv.plan import Plan, option_facts
 from moeconv.resources import Resources, choose_limits, memory_for
+from moeconv.store.source import Source
 from moeconv.store.space import check_space, free_bytes
 from moeconv.store.writer import partial_path
 from moeconv.tasks import build_tasks
@@ -111,16 +112,21 @@ def find_refusals(
     return (action if not refusals else "refused"), refusals
 
 
+def describe_source(source: Source) -> dict[str, Json]:
+    """Return what a source is, as JSON values."""
+    return {
+        "path": str(source.root),
+        "fingerprint": source.fingerprint,
+        "tensors": len(source.tensors),
+        "nbytes": sum(ref.nbytes for ref in source.tensors.values()),
+    }
+
+
 def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
     """Return everything that `plan` knows but whether it is refused."""
-    source = plan.model.source
+    written = set(chosen_files(plan))
     return {
-        "source": {
-            "path": str(source.root),
-            "fingerprint": source.fingerprint,
-            "tensors": len(source.tensors),
-            "nbytes": sum(ref.nbytes for ref in source.tensors.values()),
-        },
+        "source": describe_source(plan.model.source),
         "family": plan.model.family.name,
         "dst": str(dst),
         "layout": plan.options.layout,
@@ -133,7 +139,7 @@ def describe_plan(plan: Plan, dst: Path, needs: Needs) -> dict[str, Json]:
                 "rank": file.rank,
                 "tensors": len(file.tensors),
                 "nbytes": file.nbytes,
-                "written": index in set(chosen_files(plan)),
+                "written": index in written,
             }
             for index, file in enumerate(plan.files)
         ],

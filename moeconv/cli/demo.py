@@ -48,7 +48,7 @@ def command_lines(directory: Path) -> list[list[str]]:
 
 
 def _run(directory: Path, printer: Printer) -> int:
-    from moeconv.cli import build
+    from moeconv.cli import run_line
     from moeconv.demo import make_checkpoint
     from moeconv.store.space import human
 
@@ -61,9 +61,9 @@ def _run(directory: Path, printer: Printer) -> int:
     for line in lines:
         printer.line()
         printer.line(f"$ moeconv {shlex.join(line)}", style="bold")
-        code = build().main(args=[*line, *quiet], prog_name="moeconv", standalone_mode=False)
+        code = run_line([*line, *quiet])
         if code:
-            return int(code)
+            return code
     _load(directory, printer)
     printer.json(
         {

@@ -9,16 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-import typer
-
 from moeconv.errors import Interrupted, IOFailed, MoeconvError, UsageError
 from moeconv.types import Json
 
 BUG = 1
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports programs that do not ignore it
-
-# The class of every usage error, whether typer brings its own click or imports the package.
-ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def run_guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
@@ -66,16 +61,23 @@ def as_known(error: Exception) -> MoeconvError | None:
     """Return an error as one of moeconv's own; None for a bug."""
     if isinstance(error, MoeconvError):
         return error
-    if isinstance(error, ClickError):
-        return UsageError(error.format_message(), hint=_usage_hint(error))  # type: ignore[attr-defined]  # click's
-    if isinstance(error, typer.Abort):
-        return Interrupted("interrupted")
     if isinstance(error, OSError):
         name = error.filename
         where = os.fsdecode(name) if isinstance(name, str | bytes) else ""
         what = f"the system refused: {error.strerror or error}"
         return IOFailed(what, where=where, hint="check the path, its rights and its disk")
-    return None
+    return _as_usage(error) if "typer" in sys.modules else None
+
+
+def _as_usage(error: Exception) -> MoeconvError | None:
+    """Return one of typer's errors as one of moeconv's; None for any other."""
+    import typer
+
+    # The class of every usage error, whether typer brings its own click or imports the package.
+    usage: type[Exception] = typer.BadParameter.__mro__[2]
+    if isinstance(error, usage):
+        return UsageError(error.format_message(), hint=_usage_hint(error))  # type: ignore[attr-defined]  # click's
+    return Interrupted("interrupted") if isinstance(error, typer.Abort) else None
 
 
 def _usage_hint(error: Exception) -> str:

@@ -1,20 +1,13 @@
-"""Every option, one row each, and how a command gets them; the reference page reads these rows."""
+"""Every option, one row each; the command line and its reference page are made from these rows."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
-from functools import cache
-from typing import Annotated, Any, NamedTuple
-
-import typer
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from moeconv.cli.parse import parse_numbers, parse_share, parse_size, read_expert_map
 from moeconv.layouts.options import DTYPES
 from moeconv.plan import LAYOUTS
-
-Command = Callable[..., int]
 
 
 class Row(NamedTuple):
@@ -235,9 +228,8 @@ COMMON: tuple[Row, ...] = (
     Row("json", "flag", "Print one JSON object on stdout and nothing else there.", _REPORT),
 )
 
-# Option -> what it is where it was not given.
-_EMPTY: Mapping[str, Any] = {"flag": False}
-_PARSERS: Mapping[str, Callable[[str], Any]] = {
+# Kind -> what reads its text; NotParsed says what is wrong with it.
+PARSERS: Mapping[str, Callable[[str], Any]] = {
     "size": parse_size,
     "numbers": parse_numbers,
     "map": read_expert_map,
@@ -246,77 +238,9 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 _METAVARS = {"size": "SIZE", "number": "N", "text": "TEXT"}
 
 
-@cache
-def _choice(name: str, choices: tuple[str, ...]) -> Any:
-    return Enum(name, {choice: choice for choice in choices}, type=str)
-
-
 def flags_of(row: Row) -> tuple[str, ...]:
     """Return how an option is written: long, then short where it has a short form."""
     return (f"--{row.name.replace('_', '-')}", *((row.short,) if row.short else ()))
-
-
-def _annotation(row: Row) -> Any:
-    """Return the type and typer's description of a row."""
-    metavar = row.value_name or None
-    if row.argument:
-        kind = str | None if row.optional else str
-        return Annotated[kind, typer.Argument(help=row.help, metavar=metavar, show_default=False)]
-    flags = flags_of(row)
-    shared: dict[str, Any] = {
-        "help": row.help,
-        "rich_help_panel": row.panel,
-        "show_default": False,
-    }
-    if row.kind == "flag":
-        return Annotated[bool, typer.Option(*flags, **shared)]
-    if row.kind == "choice":
-        kind = _choice(row.name, row.choices)
-        return Annotated[kind | None, typer.Option(*flags, **shared)]
-    shared["metavar"] = metavar
-    if row.kind == "number":
-        return Annotated[int | None, typer.Option(*flags, min=row.least, **shared)]
-    if row.kind == "texts":
-        return Annotated[list[str] | None, typer.Option(*flags, **shared)]
-    if row.kind in _PARSERS:
-        parser = _PARSERS[row.kind]
-        return Annotated[Any, typer.Option(*flags, parser=parser, **shared)]
-    return Annotated[str | None, typer.Option(*flags, **shared)]
-
-
-def _default(row: Row) -> Any:
-    if row.argument and not row.optional:
-        return inspect.Parameter.empty
-    return _EMPTY.get(row.kind)
-
-
-def with_options(function: Callable[[Mapping[str, Any]], int], rows: Sequence[Row]) -> Command:
-    """Return a command that typer reads these rows from, and that calls `function` with the values.
-
-    Choices come as text; what was not given is left out.
-    """
-    parameters = [
-        inspect.Parameter(
-            row.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=_annotation(row),
-            default=_default(row),
-        )
-        for row in rows
-    ]
-
-    def command(**values: Any) -> int:
-        plain = {
-            name: value.value if isinstance(value, Enum) else value
-            for name, value in values.items()
-            if value is not None and value is not False and value != []
-        }
-        return function(plain)
-
-    command.__doc__ = function.__doc__
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
-    return command
 
 
 def shape_options(values: Mapping[str, Any]) -> dict[str, Any]:

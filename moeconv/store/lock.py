@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 from pathlib import Path
 from types import TracebackType
 
@@ -42,7 +41,7 @@ class DirectoryLock:
             while self._fd < 0:
                 self._fd = self._attempt()
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            os.pwrite(self._fd, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         except OSError as error:
             self._release()
             if error.errno in _FORBIDDEN:

@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 # parts, window, output: a kernel with what is the same for all strips of a window
 Decode = Callable[[Mapping[str, Array], Window, Array], Counts]
 
-TILE_NBYTES = 2 << 20  # larger ones leave the caches, smaller ones are more calls
+TILE_NBYTES = 3 << 20  # larger ones leave the caches, smaller ones are more calls
 FEWEST_LINES = 32  # turned they fill whole cache lines, of 2 bytes and of 4
 LINE_NBYTES, CLASHING_NBYTES = 64, 2048  # lines so far apart would share few sets of a cache
 

@@ -15,6 +15,7 @@ from moeconv.execute import check_memory
 from moeconv.plan import Plan
 from moeconv.resources import Resources, check_floor, choose_limits, memory_for
 from moeconv.steps import Work, floor_nbytes, piece_nbytes, pieces
+from moeconv.store import direct
 from moeconv.store.buffers import Buffer, BufferPool, Bytes
 from moeconv.tasks import build_tasks
 from tests.checkpoints import Size, files_of, quick_directory, write_checkpoint
@@ -51,7 +52,7 @@ class Tracked(BufferPool):
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes)
-        self.lent = self.most = 0
+        self.lent = self.most = self.most_lent = 0
         self.guard = threading.Lock()
 
     def take(self, nbytes: int, phase: int = 0) -> Buffer:
@@ -59,6 +60,7 @@ class Tracked(BufferPool):
             buffer = super().take(nbytes, phase)
             assert buffer._memory is not None
             self.lent += buffer._memory.size
+            self.most_lent = max(self.most_lent, self.lent)
             self.most = max(self.most, self.lent + self.idle_nbytes)
             return buffer
 
@@ -121,6 +123,28 @@ def test_pieces_fit_and_cover_every_region_in_order(kind: str, options: dict[str
                     ends[index] += region.nbytes
             assert ends == [region.offset + region.nbytes for region in work.task.regions]
         assert len(pieces(work, 1 << 40)) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "vllm", "tp": 2}])
+@pytest.mark.parametrize("kind", ["gptoss-mxfp4", "gptoss-bf16"])
+def test_bounce_buffers_are_counted(
+    kind: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk what does not lie as its pages do is read and written by way of the same pool."""
+    pools: list[Tracked] = []
+    monkeypatch.setattr(
+        import_module("moeconv.decoding"),
+        "BufferPool",
+        lambda nbytes: (pools.append(Tracked(nbytes)), pools[-1])[1],
+    )
+    monkeypatch.setattr(direct, "is_cached", lambda *_: False)
+    size = SIZE._replace(hidden=544, intermediate=736)
+    plan = api.plan(write_checkpoint(tmp_path / "src", kind, size).root, **options)
+    largest = max(
+        piece_nbytes(work, piece) for work in works(plan) for piece in pieces(work, 1 << 40)
+    )
+    api.convert(plan, tmp_path / "out", resources=Resources(memory_for(largest), 1))
+    assert 0 < pools[-1].most_lent <= largest
 
 
 def test_too_little_memory_is_refused_with_the_floor(tmp_path: Path) -> None:

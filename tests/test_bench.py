@@ -82,7 +82,8 @@ def columns(lines: list[str], title: str) -> list[list[str]]:
 
 
 def test_every_kernel_has_a_case() -> None:
-    assert {case.kernel for case in cases(TILE)} == set(KERNELS)
+    """But for what no weight is stored as: tables of integers, scales read on a finer grid."""
+    assert {case.kernel for case in cases(TILE)} == set(KERNELS) - {"raw", "repeated"}
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ _VARIANTS: Mapping[str, str] = {
     "gptq": "bits",
     "packed-int": "bits",
 }
+# Codecs that are moved more than computed.
+_MOVED = ("raw", "repeated")
 # Codecs each variant of which has a kernel of its own, or none.
 _APART = ("ggml", MEMORY)
 
@@ -99,7 +101,12 @@ def find_rates(rates: Mapping[str, Rates], key: str) -> Rates | None:
 
 
 def rate_key(codec: str, params: Params) -> str:
-    """Return the key of a codec's rates: its name, and the variant where that matters."""
+    """Return the key of a codec's rates: its name, and the variant where that matters.
+
+    COPY of what is moved more than computed.
+    """
+    if codec in _MOVED:
+        return COPY
     variant = _VARIANTS.get(codec)
     key = codec if variant is None else f"{codec} {params[variant]}"
     return f"{key} act-order" if params.get("act_order") else key

@@ -236,7 +236,7 @@ def test_formats_lists_the_registries(cli: Cli) -> None:
     assert all(one["meaning"] for one in facts["codecs"])
     ways = {one["name"]: (one["on_cpu"], one["on_gpu"]) for one in facts["codecs"]}
     assert ways["mxfp4"] == ("kernel", "kernel")
-    assert ways["repeated"] == ("reference", "cpu")
+    assert ways["repeated"] == ("kernel", "cpu")
     assert ways["nf4"] == ("kernel", "kernel")
     text = cli("formats").out
     for name in (*CODECS, *(family.name for family in FAMILIES)):

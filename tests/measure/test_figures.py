@@ -82,6 +82,7 @@ def test_other_json_is_no_figures(value: Any) -> None:
         ("gptq", {"bits": 4, "act_order": False}, "gptq 4"),
         ("gptq", {"bits": 4, "act_order": True}, "gptq 4 act-order"),
         ("packed-int", {"bits": 8}, "packed-int 8"),
+        ("repeated", {"dtype": "F32", "rows": 2, "cols": 2}, "copy"),
     ],
 )
 def test_keys_of_rates(codec: str, params: Params, key: str) -> None:

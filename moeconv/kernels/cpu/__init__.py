@@ -11,6 +11,7 @@ from moeconv.kernels.cpu import (
     ggml,
     gptq,
     int_quantized,
+    moved,
     mxfp4,
     mxfp8,
     nf4,
@@ -46,6 +47,8 @@ KERNELS: Mapping[str, Kernel] = {
     "nvfp4-ct": nvfp4.decode_ct,
     "nvfp4-modelopt": nvfp4.decode_modelopt,
     "packed-int": packed_int.decode,
+    "raw": moved.decode_raw,
+    "repeated": moved.decode_repeated,
 }
 
 # Of weights whose parts are stored [cols, rows]: window and output are as stored, too.
@@ -55,4 +58,6 @@ TURNED_KERNELS: Mapping[str, Kernel] = {
     "fp8-channel": fp8.decode_channel_turned,
     "fp8-tensor": fp8.decode_tensor,
     "mxfp8": mxfp8.decode_turned,
+    "raw": moved.decode_raw,
+    "repeated": moved.decode_repeated_turned,
 }

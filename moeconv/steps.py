@@ -24,7 +24,6 @@ from moeconv.strips import tile_of
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
 
-REFERENCE_NBYTES = 24  # per element: what a codec's reference holds while it decodes
 TURNING_KERNELS = ("awq", "gptq")  # codecs whose parts lie along columns, but not their output
 INDICES_NBYTES = 64  # of these per row or column: where its field lies, and its group
 CONSTANT_TIMES = 3  # a constant's bytes, and its elements in float32
@@ -142,7 +141,8 @@ def _decoding_nbytes(work: Work, weight: Weight, window: Window, reads: Sequence
     elements = window.rows * window.cols
     total = sum(lent_nbytes(elements * DTYPE_BITS[dtype] // 8) for dtype in dtypes)
     if not has_kernel(weight):
-        return total + elements * REFERENCE_NBYTES
+        held = CODECS[weight.codec].reference_nbytes * (window.rows + 1) * (window.cols + 1)
+        return total + held + sum(read.nbytes for read in reads)  # copies of what lies turned
     if work.transposed != weight.transposed:
         itemsize = max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
         total += lent_nbytes(tile_of(weight, window, itemsize).nbytes)

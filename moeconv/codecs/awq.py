@@ -39,6 +39,7 @@ class Awq:
     """
 
     name: str = "awq"
+    reference_nbytes: int = 30
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         cols = b.group_cols(int(params["group_size"]))

@@ -53,6 +53,14 @@ class Codec(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def reference_nbytes(self) -> int:
+        """Return the bytes per element that `decode` holds at once, its result among them.
+
+        Counted of a row and a column more than the window has, for what it makes along either.
+        """
+        ...
+
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         """Return the tile of every part."""
         ...

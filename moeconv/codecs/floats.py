@@ -21,6 +21,7 @@ class Floats:
     """The identity codec; `params["dtype"]` is the stored dtype."""
 
     name: str = "float"
+    reference_nbytes: int = 4
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {"weight": Tile((str(params["dtype"]),))}
@@ -45,6 +46,7 @@ class Raw:
     """Integers and truth values (routing tables, positions): copied as they are."""
 
     name: str = "raw"
+    reference_nbytes: int = 4
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {"weight": Tile((str(params["dtype"]),))}
@@ -72,6 +74,7 @@ class Repeated:
     """
 
     name: str = "repeated"
+    reference_nbytes: int = 8
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         dtype, rows, cols = str(params["dtype"]), int(params["rows"]), int(params["cols"])

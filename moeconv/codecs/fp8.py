@@ -207,6 +207,7 @@ class Fp8Block:
     """w[i, j] = q[i, j] * s[i // block_rows, j // block_cols]; the last blocks may be cut off."""
 
     name: str = "fp8-block"
+    reference_nbytes: int = 12
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         rows, cols = int(params["block_rows"]), int(params["block_cols"])
@@ -237,6 +238,7 @@ class Fp8Channel:
     """w[n, k] = q[n, k] * s[n]."""
 
     name: str = "fp8-channel"
+    reference_nbytes: int = 12
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {
@@ -263,6 +265,7 @@ class Fp8Tensor:
     """w[n, k] = q[n, k] * s: one scale per matrix, one per expert where experts are stacked."""
 
     name: str = "fp8-tensor"
+    reference_nbytes: int = 12
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {

@@ -58,6 +58,7 @@ class Ggml:
     """`params["type"]` is ggml's name of the type; the tensor's dtype is `GGML:` and this name."""
 
     name: str = "ggml"
+    reference_nbytes: int = 30  # in large windows 9: gguf-py decodes 16 rows at a time
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {

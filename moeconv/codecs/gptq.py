@@ -34,6 +34,7 @@ class Gptq:
     """
 
     name: str = "gptq"
+    reference_nbytes: int = 28
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         elements, words = b.dense_run(int(params["bits"]))

@@ -59,6 +59,7 @@ class IntQuantized:
     """
 
     name: str = "int-quantized"
+    reference_nbytes: int = 28
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         scale = scale_tile(params)

@@ -69,6 +69,7 @@ class Mxfp4:
     """w[n, 32g+j] = e2m1 * 2^(s[n,g]-127); `params` names the parts of codes and scales."""
 
     name: str = "mxfp4"
+    reference_nbytes: int = 13
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         naming = _BY_CODES[str(params["codes"])]

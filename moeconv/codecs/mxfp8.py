@@ -23,6 +23,7 @@ class Mxfp8:
     """
 
     name: str = "mxfp8"
+    reference_nbytes: int = 13
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return {

@@ -34,6 +34,7 @@ class Nf4:
     """
 
     name: str = "nf4"
+    reference_nbytes: int = 26
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         count = int(params["rows"]) * int(params["cols"])

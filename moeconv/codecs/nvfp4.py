@@ -27,6 +27,7 @@ class Nvfp4Ct:
     """w[n, k] = e2m1 * (s[n, k // 16] / weight_global_scale), as compressed-tensors writes it."""
 
     name: str = "nvfp4-ct"
+    reference_nbytes: int = 14
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return _tiles("weight_packed", "weight_global_scale")
@@ -52,6 +53,7 @@ class Nvfp4Modelopt:
     """w[n, k] = e2m1 * (s[n, k // 16] * weight_scale_2), as ModelOpt writes it."""
 
     name: str = "nvfp4-modelopt"
+    reference_nbytes: int = 14
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         return _tiles("weight", "weight_scale_2")

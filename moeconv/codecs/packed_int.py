@@ -62,6 +62,7 @@ class PackedInt:
     """
 
     name: str = "packed-int"
+    reference_nbytes: int = 30
 
     def tiles(self, params: Params) -> Mapping[str, Tile]:
         elements, words = run_of(params)

@@ -154,6 +154,8 @@ def _scratch_nbytes(weight: Weight, window: Window, reads: Sequence[PartRead]) -
     if weight.codec == "float":
         return 0
     wide = sum(read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16"))
+    if weight.codec == "nf4":  # its scales, out of tables or not
+        return -(-window.rows * weight.cols // int(weight.params["blocksize"])) * 4
     if weight.codec not in TURNING_KERNELS:
         return wide
     # What lies along columns is turned: all of the zero points, some rows at a time of the rest,

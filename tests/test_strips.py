@@ -18,6 +18,8 @@ from moeconv.strips import TILE_NBYTES, tile_of
 from moeconv.types import Params, Weight
 from tests.codecs.float_oracles import weight_of
 from tests.kernels.int_weights import awq, gptq, ordered
+from tests.kernels.nf4_parts import Nested
+from tests.kernels.nf4_parts import made as nf4
 from tests.kernels.oracle import as_numpy, headers
 
 Parts = dict[str, np.ndarray]
@@ -90,12 +92,14 @@ def test_more_than_a_tile_is_turned(turned: bool, dtype: str, window: Window) ->
 
 
 @pytest.mark.parametrize("scale", ["F32", "BF16"])
-@pytest.mark.parametrize("codec", ["awq", "gptq", "gptq in order"])
+@pytest.mark.parametrize("codec", ["awq", "gptq", "gptq in order", "nf4"])
 @pytest.mark.parametrize("size", [(1536, 1024), (256, 2048)])
-def test_what_integers_take_is_counted(codec: str, scale: str, size: tuple[int, int]) -> None:
+def test_what_kernels_take_is_counted(codec: str, scale: str, size: tuple[int, int]) -> None:
     """numpy tells tracemalloc what it allocates."""
     if codec == "awq":
         tensors, params = awq(size, 32, "packed", scale)
+    elif codec == "nf4":
+        tensors, params = nf4(size, 16, Nested(256))
     else:
         tensors, params = gptq(size, 4, 32, "packed")
         tensors, params = ordered((tensors, params)) if "order" in codec else (tensors, params)

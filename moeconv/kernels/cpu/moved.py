@@ -11,7 +11,7 @@ from moeconv.kernels.cpu.base import ELEMENTS, Array, Counts, Pair, check_array
 from moeconv.kernels.cpu.floats import cast, round_to
 from moeconv.types import Params
 
-CHUNK = 1 << 16  # elements in float32 at a time
+CHUNK = 1 << 12  # elements in float32 at a time: nobody counts their memory
 INTEGERS: Mapping[str, np.dtype[np.generic]] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
@@ -52,12 +52,12 @@ def _repeat(stored: Array, dtype: str, block: Pair, out_dtype: str, out: Array) 
     rows, cols = out.shape
     shape = (-(-rows // block[0]), -(-cols // block[1]))
     check_array("weight", stored, ELEMENTS[dtype], shape)
-    scales = np.empty(shape, np.float32)
-    cast(stored, (dtype, "F32"), scales)
 
     def values(start: int, stop: int) -> Array:
-        taken = scales[np.arange(start, stop) // block[0]]
-        return np.ascontiguousarray(np.repeat(taken, block[1], axis=1)[:, :cols])
+        taken = stored[np.arange(start, stop) // block[0]]
+        scales = np.empty(taken.shape, np.float32)
+        cast(taken, (dtype, "F32"), scales)
+        return np.ascontiguousarray(np.repeat(scales, block[1], axis=1)[:, :cols])
 
     return _by_rows(values, out_dtype, out)
 

@@ -18,6 +18,7 @@ from moeconv.codecs.amx import FORMS
 from moeconv.device.driver import Card
 from moeconv.device.gpu import GpuDecoder
 from moeconv.errors import Refused
+from moeconv.estimate import READ
 from moeconv.kernels.cpu import KERNELS
 from moeconv.measure import disk, kernels, machine
 from moeconv.measure.cases import Tile
@@ -36,6 +37,12 @@ VLLM = ("--layout", "vllm", "--tp", "2")
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "choose_effort", lambda threads, jobs: TINY)
+    cache_holds(monkeypatch, 0.25)
+
+
+def cache_holds(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Let so much of a source be in the page cache, which changes from one command to the next."""
+    monkeypatch.setattr("moeconv.cli.estimate_report.cached_share", lambda _: share)
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bench_measures_and_plan_estimates(
-    checkpoint: Path, tmp_path: Path, figures: Path, cli: Cli
+    checkpoint: Path, tmp_path: Path, figures: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dst = tmp_path / "dst"
     before = cli("plan", checkpoint, dst, *VLLM)
@@ -68,6 +75,10 @@ def test_bench_measures_and_plan_estimates(
     assert cli("plan", checkpoint, dst, "--json").json["estimate"] != found["estimate"]
     said = f"{planned['estimate']['duration']}: {planned['estimate']['reason']}"
     assert said in cli("plan", checkpoint, dst, *VLLM).out
+
+    cache_holds(monkeypatch, 1.0)
+    bounds = cli("plan", checkpoint, dst, *VLLM, "--json").json["estimate"]["bounds"]
+    assert [one["nbytes"] for one in bounds if one["name"] == READ] == [0]
 
 
 def test_bench_tells_people(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import moeconv
@@ -45,3 +48,10 @@ def test_functions_are_not_hidden_by_modules_of_their_name(before: str) -> None:
         "from moeconv import plan\nprint(callable(plan))"
     )
     assert run_python(["-c", code]).out == "True True True\nTrue\n"
+
+
+def test_the_least_triton_that_is_installed_is_the_least_that_is_used() -> None:
+    from moeconv.kernels.gpu.base import LEAST_TRITON
+
+    text = (Path(moeconv.__file__).parents[1] / "pyproject.toml").read_text()
+    assert re.findall(r'"triton>=([\d.]+);', text) == [".".join(map(str, LEAST_TRITON))]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from moeconv.arrange import OutFile
 from moeconv.decoding import is_copy
 from moeconv.kernels import gpu
+from moeconv.kernels.cpu.ggml import BLOCK_TYPES
 from moeconv.tasks import Task
 from moeconv.types import Weight
 
@@ -21,6 +22,8 @@ def way_of(weight: Weight) -> str:
 
     KERNEL: by its Triton kernel; REFERENCE: by torch on the device; CPU: as without a GPU.
     """
+    if weight.codec == "ggml" and weight.params["type"] not in BLOCK_TYPES:
+        return CPU  # gguf-py's decoder, whose memory is the host's
     return way_of_codec(weight.codec, turned=weight.transposed)
 
 

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window
+from moeconv.device.ways import CPU, KERNEL, way_of
 from moeconv.errors import ShapeMismatch
+from moeconv.kernels.cpu.ggml import BLOCK_TYPES as ON_CPU
 from moeconv.kernels.gpu.ggml import BLOCK_TYPES
+from tests.codecs.float_oracles import weight_of
 from tests.kernels.ggml_blocks import HALVES, half, params_of, some_blocks, tamed
 from tests.kernels.gpu_oracle import check, check_numbers, run
+from tests.kernels.oracle import headers
 
 KINDS = tuple(BLOCK_TYPES)
 DTYPES = ("BF16", "F16", "F32")
@@ -26,6 +31,15 @@ def test_the_sizes_are_gguf_pys() -> None:
     assert found == {
         kind: tuple(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]) for kind in KINDS
     }
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "IQ2_XS", "TQ2_0"])
+def test_types_without_a_kernel_are_left_to_the_cpu(kind: str) -> None:
+    """A GPU has kernels for the types that the CPU has, which is what is asked without Triton."""
+    tensors = {"weight": torch.from_numpy(some_blocks(kind, 2, 1))}
+    weight = weight_of(CODECS["ggml"], params_of(kind), headers(tensors))
+    assert way_of(weight) == (KERNEL if kind in KINDS else CPU)
+    assert set(KINDS) == set(ON_CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +85,7 @@ def test_every_scale_byte_and_code_of_mxfp4() -> None:
     compare("MXFP4", blocks.reshape(32, -1))
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "IQ2_XS"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K"])
 def test_a_window_of_a_weight(kind: str) -> None:
     cols = int(params_of(kind)["block_cols"])
     tensors = {"weight": torch.from_numpy(some_blocks(kind, 12, 5))}

@@ -1,4 +1,4 @@
-"""ggml's block types on a GPU, or gguf-py's decoder on the CPU for a type without a kernel."""
+"""ggml's block types on a GPU; device/ways.py leaves those without a kernel to the CPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import triton
 import triton.language as tl
 
 from moeconv.codecs.base import Window
-from moeconv.codecs.ggml import dequantize_rows
 from moeconv.kernels.gpu.base import Output, Parts
 from moeconv.kernels.gpu.ggml_values import group_offsets, group_scales, k_codes, simple_codes
-from moeconv.kernels.gpu.rounding import round_on_device
 from moeconv.kernels.gpu.scaled import (
     OVERFLOWS,
     check_rows,
@@ -91,16 +89,6 @@ def _decode(
     )  # fmt: skip
 
 
-def _by_gguf(stored: torch.Tensor, kind: str, out: Output) -> None:
-    """Fill `out` by way of the CPU: nothing of it takes memory of the device."""
-    values = torch.from_numpy(dequantize_rows(stored.contiguous().cpu().numpy(), kind))
-    bits = torch.empty_like(out.bits, device="cpu")
-    counts = torch.zeros_like(out.counts, device="cpu")
-    round_on_device(values, Output(out.dtype, bits, counts))
-    out.bits.copy_(bits)
-    out.counts.add_(counts.to(out.counts.device))
-
-
 def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     """Fill `out` [R, C] from the blocks [R, C / block_cols * block_nbytes] uint8.
 
@@ -111,11 +99,7 @@ def decode(parts: Parts, window: Window, params: Params, out: Output) -> None:
     shape = (window.rows, blocks * int(params["block_cols"]))
     check_rows("weight", stored, (torch.uint8,), (shape[0], blocks * int(params["block_nbytes"])))
     out.check(shape)
-    kind = BLOCK_TYPES.get(name)
-    if kind is None:
-        _by_gguf(stored, name, out)
-        return
-    tile = tile_of(out.bits)
+    kind, tile = BLOCK_TYPES[name], tile_of(out.bits)
     _decode[tile.grid(shape)](
         stored,
         out.bits,

@@ -68,6 +68,31 @@ def test_who_does_not_fit_waits_until_there_is_room() -> None:
     thread.join()
 
 
+def test_who_fits_does_not_wait_for_who_does_not() -> None:
+    """One who came before, and still does not fit, is woken as well and waits on."""
+    arenas = Arenas((4 * KIB,))
+    got, may_end = threading.Event(), threading.Event()
+
+    def wait(nbytes: int, then: threading.Event) -> None:
+        with arenas.lent(nbytes):
+            then.set()
+            may_end.wait(10)
+
+    with ExitStack() as kept, arenas.lent(2 * KIB):
+        kept.enter_context(arenas.lent(2 * KIB))
+        waiting = []
+        for number, (nbytes, then) in enumerate([(4 * KIB, threading.Event()), (KIB, got)], 1):
+            waiting.append(threading.Thread(target=wait, args=(nbytes, then)))
+            waiting[-1].start()
+            while len(arenas._changed._waiters) < number:
+                threading.Event().wait(0.001)
+        kept.close()
+        assert got.wait(5)
+        may_end.set()
+    for thread in waiting:
+        thread.join()
+
+
 def test_what_can_never_fit_is_an_error() -> None:
     arenas = Arenas((4 * KIB,))
     assert arenas.fits(4 * KIB) and not arenas.fits(4 * KIB + 1)

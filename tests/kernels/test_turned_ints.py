@@ -26,6 +26,7 @@ from tests.kernels.oracle import Side
         ((40, 264), 8, 128),
         ((36, 36), 8, 5),
         ((64, 96), 3, 32),  # fields across words
+        ((11, 64), 3, 32),  # the last zero point is in two words
         ((48, 64), 2, 16),
     ],
 )

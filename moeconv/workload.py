@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from moeconv.decoding import has_kernel, is_copy
 from moeconv.device.ways import CPU, KERNEL, way_of
-from moeconv.kernels.cpu import KERNELS
 from moeconv.layouts.base import Draft
 from moeconv.measure.figures import COPY, DIGEST, TRANSPOSE, rate_key
 from moeconv.plan import Plan
@@ -77,7 +76,7 @@ class _Tally:
         if self._on_device(weight):
             self.up, self.down = self.up + stored, self.down + nbytes
             (self.device if way_of(weight) == KERNEL else self.slow)[key] += nbytes
-        elif weight.codec not in KERNELS:
+        elif not has_kernel(weight):
             self.slow[key] += nbytes
         else:
             self.work[key] += nbytes

@@ -56,7 +56,7 @@ def formats_command(values: Mapping[str, Json]) -> int:
         ("codec (read)", "on a CPU", "on a GPU", "meaning"),
         [(one["name"], one["on_cpu"], one["on_gpu"], one["meaning"]) for one in facts["codecs"]],
     )
-    printer.line("reference: by torch, exact like a kernel and slower; cpu: as without a GPU")
+    printer.line("cpu: as without a GPU; ggml's types without a kernel take gguf-py's decoder")
     printer.line()
     printer.table(
         ("layout (written)", "dtypes", "per rank"),

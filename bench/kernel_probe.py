@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -35,10 +36,17 @@ class Job(NamedTuple):
 _barrier: Any = None
 
 
-def begin(barrier: object) -> None:
-    """Take the barrier at which two of these processes meet."""
+def begin(barrier: object, begun: Any) -> None:
+    """Take the barrier at which two of these processes meet, and a core; `begun`: how many did.
+
+    Left to the system both are now and then on one core, for all of a short run.
+    """
     global _barrier
     _barrier = barrier
+    with begun.get_lock():
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[begun.value % len(cores)]})
+        begun.value += 1
 
 
 def form_title(name: str) -> str:

@@ -1,7 +1,8 @@
 """What bounds the kernels: the same in the cache and in memory, on one core and on two, by steps.
 
-Processes, not threads: nothing of Python's is shared, so that what two of them gain over one is
-what the machine has to give. In the cache a rate is the slope over two sizes, calls apart.
+Processes, not threads, each on a core of its own: nothing of Python's is shared, so that what two
+of them gain over one is what the machine has to give. In the cache a rate is the slope over two
+sizes, calls apart.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def nbytes_of(tile: Tile) -> int:
 def clock(effort: Effort) -> Iterator[Seconds]:
     """Yield what measures the median seconds of a call on one or two processes."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, probe.begin, (context.Barrier(2),)) as pool:
+    given = (context.Barrier(2), context.Value("i", 0))
+    with ProcessPoolExecutor(2, context, probe.begin, given) as pool:
 
         def once(jobs: Sequence[Job], processes: int) -> list[float]:
             asked = [
@@ -200,10 +202,10 @@ def section(found: Profiles) -> list[str]:
         "",
         f"GB/s of BF16, of tiles of {low} and {high} KiB again and again (in the cache: the slope",
         f"over both, calls apart) and of {held} MiB gone through (in memory); one process, and",
-        "what two at once make times one. Of a kernel's time in memory: what its arithmetic would",
-        "take, which is its time in the cache, what moving its bytes would, which is its",
-        "roofline's, and its calls from Python. Together they are more than 100% as far as they",
-        f"overlap. Medians of {effort.repeats}.",
+        "what two at once, on a core each, make times one. Of a kernel's time in memory: what its",
+        "arithmetic would take, which is its time in the cache, what moving its bytes would, which",
+        "is its roofline's, and its calls from Python. Together they are more than 100% as far as",
+        f"they overlap. Medians of {effort.repeats}.",
         "",
         *table(found),
         "",

@@ -25,6 +25,7 @@ class Cost(NamedTuple):
 
     `read_chars`, `written_chars`: of its system calls; `read_disk`, `written_disk`: what these
     took from and gave to disks (rchar, wchar, read_bytes, write_bytes of /proc/self/io).
+    `system`: of the CPU seconds, those in the kernel.
     """
 
     wall: float
@@ -34,6 +35,7 @@ class Cost(NamedTuple):
     written_chars: int = 0
     read_disk: int = 0
     written_disk: int = 0
+    system: float = 0.0
 
 
 class Told(NamedTuple):
@@ -82,10 +84,10 @@ def run_telling(
         )
         wall = time.monotonic() - start
         after = os.times()
-        cpu = after.children_user + after.children_system
-        cpu -= before.children_user + before.children_system
+        system = after.children_system - before.children_system
+        cpu = after.children_user - before.children_user + system
         told, figures = json.loads(Path(report.name).read_text())
-    return Told(Cost(wall, cpu, *told), figures)
+    return Told(Cost(wall, cpu, *told)._replace(system=system), figures)
 
 
 def installed() -> dict[str, str]:
@@ -187,13 +189,23 @@ def fresh(folder: Path, run: Callable[[], Result]) -> Result:
     return run()
 
 
-def spread(costs: Sequence[Cost]) -> str:
-    """Return the least and the most seconds of runs."""
-    walls = [cost.wall for cost in costs]
-    return f"{min(walls):.2f} - {max(walls):.2f}"
+def spread(costs: Sequence[Cost], *, system: bool = False) -> str:
+    """Return the least and the most seconds of runs, or CPU seconds in the kernel."""
+    found = [cost.system if system else cost.wall for cost in costs]
+    return f"{min(found):.2f} - {max(found):.2f}"
+
+
+def touch_fresh(nbytes: int) -> float:
+    """Return the seconds of writing to memory that this process did not have before."""
+    with mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        start = time.monotonic()
+        for at in range(0, nbytes, mmap.PAGESIZE):
+            memory[at] = 1
+        return time.monotonic() - start
 
 
 def middle(costs: Sequence[Cost]) -> Cost:
     """Return the median of each figure."""
-    wall, cpu, *told = (median(values) for values in zip(*costs, strict=True))
-    return Cost(wall, cpu, *map(int, told))
+    wall, cpu, *told, system = (median(values) for values in zip(*costs, strict=True))
+    return Cost(wall, cpu, *map(int, told))._replace(system=system)

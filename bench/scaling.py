@@ -29,9 +29,11 @@ from bench.growth import (
     why_not_a_line,
     why_not_level,
 )
-from bench.measure import Cost, convert, fresh, warm, write_direct
+from bench.measure import Cost, convert, fresh, touch_fresh, warm, write_direct
 from bench.profiles import Trace
 
+FRESH = 5  # times that memory is made
+MADE_NBYTES = 768 << 20  # more than a run's peak RSS
 # One layer is 0.85 GB of BF16: 1, 2, 4, 8 and 16 GB.
 SIZE = Size(layers=1, experts=16, hidden=2880, intermediate=2880, vocab=8192)
 
@@ -49,6 +51,7 @@ def run(
     for one in turns:
         root = sources[one.layers].root
         warm(root)
+        touch_fresh(MADE_NBYTES)
         cost = fresh(target, lambda: convert(root, target, *one.options(), cores=one.jobs))  # noqa: B023
         runs[one].append(cost)
         written[one] = sum(path.stat().st_size for path in target.glob("*.safetensors"))
@@ -172,6 +175,7 @@ def section(folder: Path, pictured: Path, repeats: int = 3, size: Size = SIZE) -
     }
     for layers in sources:
         shutil.rmtree(folder / f"scaling-{layers}")
+    made = [touch_fresh(1 << 30) for _ in range(FRESH)]
     line = fits(default)[0]
     gain = of(growing, 1)[-1].cost.wall / of(growing, 2)[-1].cost.wall
     return [
@@ -193,6 +197,11 @@ def section(folder: Path, pictured: Path, repeats: int = 3, size: Size = SIZE) -
         "them, which start nothing and compute nothing:",
         "",
         *spreads(default),
+        "",
+        "What a run writes to memory for the first time, about its peak RSS whatever the size, the",
+        "kernel has to make; on a virtual machine the host may have taken it away meanwhile. So",
+        f"{MADE_NBYTES >> 20} MiB are written to before each run. 1 GiB, one after the other, took "
+        f"{', '.join(f'{seconds:.2f}' for seconds in made)} s.",
         "",
         f"Under other bounds, {LAYERS[MIDDLE]} layers:",
         "",

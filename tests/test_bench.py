@@ -147,7 +147,8 @@ def test_ranks(folder: Path, missed: None) -> None:
 
 
 @pytest.mark.slow
-def test_scaling(folder: Path, missed: None) -> None:
+def test_scaling(folder: Path, monkeypatch: pytest.MonkeyPatch, missed: None) -> None:
+    monkeypatch.setattr(scaling, "MADE_NBYTES", 1 << 20)
     lines = scaling.section(folder, folder / "p", 1, TINY._replace(hidden=64, intermediate=64))
     rows = [row for row in columns(lines, "workers") if row[0] in scaling.JOBS.values()]
     assert len(rows) == len(scaling.GROWING)

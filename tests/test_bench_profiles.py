@@ -171,7 +171,7 @@ def test_scaling_by_hand() -> None:
     assert ours[:3] == pytest.approx((0.5, 0.7, 1)) and direct[:3] == pytest.approx((0, 0.5, 1))
     cells = columns(scaling.table(rows), "default")[0]
     assert cells[1:8] == ["2GiB", "1.00", "1.20", "1.200", "0.60", "1.00", "2.000"]
-    assert columns(growth.spreads(rows), "GB out")[2][6:] == ["0.50 - 0.50", "1.00", "2.40"]
+    assert columns(growth.spreads(rows), "GB out")[2][7:] == ["0.50 - 0.50", "1.00", "2.40"]
     level, apart, memory = scaling.aimed(rows, {})
     assert level.value == pytest.approx(1.2 / (0.7 + 0.5 / 16)) and not level.met
     assert apart.value == pytest.approx(1) and apart.met

@@ -94,6 +94,7 @@ def test_windows_inside_groups() -> None:
         ((TILE + 8, 16), 4, -1),
         ((TILE + 4, 48), 8, 16),
         ((TILE + 32, 96), 3, 32),  # fields across words
+        ((11, 64), 3, 32),  # the last zero point, too
     ],
 )
 def test_gptq(size: tuple[int, int], bits: int, group_size: int, zeros: str) -> None:

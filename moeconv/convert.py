@@ -34,7 +34,7 @@ from moeconv.resources import IDLE_SHARE, Resources, check_floor, check_vram, ch
 from moeconv.store import system
 from moeconv.store.lock import STATE_DIRECTORY, DirectoryLock
 from moeconv.store.reader import Reader
-from moeconv.store.space import check_space, process_peak_rss
+from moeconv.store.space import check_space, check_writable, process_peak_rss
 from moeconv.store.writer import OutputFile, partial_path
 from moeconv.tasks import Task, build_tasks
 from moeconv.types import Json
@@ -81,6 +81,7 @@ def convert_plan(
     floor = check_memory(tasks, plan.weights, plan.files)
     check_floor(limits, floor)
     if examine(dst).state == "nothing":
+        check_writable(dst)
         check_space(dst, needed_nbytes(plan))
     try:
         with DirectoryLock(dst):

@@ -16,7 +16,7 @@ from moeconv.manifest import accounting_facts
 from moeconv.plan import Plan, option_facts
 from moeconv.resources import Resources, choose_limits, memory_for
 from moeconv.store.source import Source
-from moeconv.store.space import check_space, free_bytes
+from moeconv.store.space import check_space, check_writable, free_bytes
 from moeconv.store.writer import partial_path
 from moeconv.tasks import build_tasks
 from moeconv.types import Json
@@ -106,6 +106,7 @@ def find_refusals(
         )
     if action in ("convert", "continue"):
         try:
+            check_writable(dst)
             check_space(dst, needs.disk_nbytes, needs.reserved_nbytes)
         except Refused as error:
             refusals.append(error)

@@ -31,11 +31,28 @@ def human(nbytes: int) -> str:
 
 def free_bytes(path: Path) -> int:
     """Return the bytes that this user may still write at `path`, which need not exist yet."""
+    disk = os.statvfs(_existing(path))
+    return disk.f_bavail * disk.f_frsize
+
+
+def _existing(path: Path) -> Path:
+    """Return what is there of a path: itself, or the nearest above it."""
     existing = path.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    disk = os.statvfs(existing)
-    return disk.f_bavail * disk.f_frsize
+    return existing
+
+
+def check_writable(path: Path) -> None:
+    """Raise Refused unless this user may write in the directory `path`, or create it."""
+    existing = _existing(path)
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise Refused(
+            "the output directory cannot be written to: "
+            + ("no permission, or mounted read-only" if existing.is_dir() else "not a directory"),
+            where=str(existing),
+            hint="check its permissions and mount, or choose another directory",
+        )
 
 
 def check_space(path: Path, needed_nbytes: int, already_nbytes: int = 0) -> None:

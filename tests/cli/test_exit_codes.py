@@ -29,6 +29,8 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("convert SRC DST --memory 4000000GB", 3, "--memory"),
     ("convert SRC DST --device cuda:1", 3, "cuda:1"),
     ("plan SRC DST --device cuda", 3, "cuda"),
+    ("plan SRC /etc/passwd/below", 3, "/etc/passwd"),
+    ("convert SRC /etc/passwd/below", 3, "/etc/passwd"),
     ("convert SRC DST --jobs -1", 2, "--jobs"),
     ("convert SRC DST --redundant-experts -1", 2, "--redundant-experts"),
     ("convert SRC DST --pad-intermediate 0", 2, "--pad-intermediate"),

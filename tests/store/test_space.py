@@ -187,3 +187,14 @@ def test_more_memory_than_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(space, "memory_limit", lambda: 999)
     with pytest.raises(Refused, match=r"--memory 1\.0 KB is more than is free here \(999 B\)"):
         space.choose_memory(1000, 1 << 30)
+
+
+def test_check_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space.check_writable(tmp_path / "not/yet")
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="not a directory"):
+        space.check_writable(tmp_path / "file/below")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may everywhere
+    with pytest.raises(Refused, match="cannot be written to") as caught:
+        space.check_writable(tmp_path / "not/yet")
+    assert caught.value.where == str(tmp_path)

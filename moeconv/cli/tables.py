@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_COLUMNS = 1 << 16  # rich would cut names at 80 columns
-_CONTROL = dict.fromkeys(map(ord, "\a\b\v\f\r"))  # what rich leaves out of a text
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -24,12 +22,6 @@ def make_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPED_COLUMNS
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
-
-
-def has_styles() -> bool:
-    """Return whether rich would style what is printed on stdout."""
-    told = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE") == "1"
-    return bool(told) or sys.stdout.isatty()
 
 
 class Printer:
@@ -55,13 +47,9 @@ class Printer:
             sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """Print a line; where it has no styles without rich, which takes a while to import."""
-        if self.silent:
-            return
-        if has_styles():
+        """Print a line."""
+        if not self.silent:
             self.console.print(text, style=style, soft_wrap=True)
-        else:
-            print(text.translate(_CONTROL))
 
     def done(self, text: str) -> None:
         """Print what succeeded."""
@@ -73,12 +61,10 @@ class Printer:
 
     def marked(self, mark: str, text: str, style: str) -> None:
         """Print a line after a coloured mark."""
-        if self.silent or not has_styles():
-            self.line(f"{mark} {text}")
-            return
-        from rich.text import Text
+        if not self.silent:
+            from rich.text import Text
 
-        self.console.print(Text.assemble((mark, style), " ", text), soft_wrap=True)
+            self.console.print(Text.assemble((mark, style), " ", text), soft_wrap=True)
 
     def pairs(self, rows: Iterable[tuple[str, str]]) -> None:
         """Print names and values, the values below one another."""

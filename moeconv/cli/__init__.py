@@ -33,12 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_line(words: Sequence[str]) -> int:
-    """Return the exit code of a command: read plainly if that can be, else by typer."""
-    from moeconv.cli.plain import read_plain
-
-    plain = read_plain(words)
-    if plain is not None:
-        return plain.function(plain.values)
+    """Return the exit code of the command that a line of words asks for."""
     from moeconv.cli.typed import build
 
     found = build().main(args=list(words), prog_name="moeconv", standalone_mode=False)

@@ -9,16 +9,7 @@ import pytest
 
 from tests.cli.runs import run_python
 
-HEAVY = (
-    "torch",
-    "numba",
-    "transformers",
-    "compressed_tensors",
-    "gguf",
-    "rich",
-    "typer",
-    "pydantic",
-)
+HEAVY = ("torch", "numba", "transformers", "compressed_tensors", "gguf", "rich")
 SCRIPT = """
 import json, sys
 sys.argv = ["moeconv", *json.loads(sys.argv[1])]
@@ -42,9 +33,9 @@ def loaded(words: list[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "allowed"),
     [
-        (["--version"], {"typer", "pydantic"}),
-        (["--help"], {"rich", "typer", "pydantic"}),
-        (["convert", "--help"], {"rich", "typer", "pydantic"}),
+        (["--version"], set()),
+        (["--help"], {"rich"}),
+        (["convert", "--help"], {"rich"}),
         (["formats"], {"rich"}),
         (["inspect", "SRC"], {"rich"}),
         (["inspect", "SRC", "--json"], set()),
@@ -62,7 +53,7 @@ def test_kernels_that_are_kept_need_no_numba(checkpoint: Path, tmp_path: Path) -
     """The first of two conversions compiles what it finds no image of."""
     words = ["convert", str(checkpoint), str(tmp_path / "one"), "--progress", "none"]
     loaded(words)
-    assert loaded([*words[:2], str(tmp_path / "two"), *words[3:]]) == set()
+    assert loaded([*words[:2], str(tmp_path / "two"), *words[3:]]) <= {"rich"}
 
 
 def test_numpy_starts_no_threads_that_turn_in_circles() -> None:

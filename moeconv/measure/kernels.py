@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,8 @@ class Bench:
         whole = range(self.effort.tiles)
 
         def run(first: int) -> None:
+            if threads > 1:
+                keep_apart(first)
             for _ in range(self.effort.passes):
                 for index in whole[first::threads]:
                     work(index)
@@ -122,6 +125,16 @@ class Bench:
         """Return the rates of a roofline."""
         one, every = self.rates([self.roof(bits)])
         return Rates(f"{bits} bits to {OUTPUT_BITS}", one, every)
+
+
+def keep_apart(thread: int) -> None:
+    """Keep the thread that calls on a core of its own, as far as there are as many.
+
+    A run is over before the system has spread threads that wake at once on one core.
+    """
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        cores = sorted(os.sched_getaffinity(os.getpid()))
+        os.sched_setaffinity(0, {cores[thread % len(cores)]})
 
 
 def _digest(source: Array, out: Array) -> None:

@@ -180,6 +180,7 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
     if options.layout == "ktransformers":
         return draft_ktransformers(_kt_view(model, held, options), options)
     sizes = model.sizes
+    kept = keeps_quantization(model, options)
     view = View(
         model.family.name,
         model.places,
@@ -189,8 +190,8 @@ def _draft(model: Model, held: Model, options: Options) -> Layouted:
         layers=sizes.layers or 0,
         tied=sizes.tied,
         config=model.source.config,
-        method=model.quantization.method,
-        held=held.places if keeps_quantization(model, options) else None,
+        method=model.quantization.method if kept else "",
+        held=held.places if kept else None,
         tiles=kept_tiles,
     )
     return draft_vllm(view, options)

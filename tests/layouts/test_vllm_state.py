@@ -51,3 +51,25 @@ def test_state_is_vllms_own(dump: Path, tmp_path: Path) -> None:
     expected = json.loads(dump.read_text())
     for rank in range(tp):
         assert read_output(tmp_path / "out", rank) == expected[str(rank)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(f"vllm/{name}/hf" for name in QUANTIZED),
+        "checkpoints/deepseekv3-fp8-block128",
+        "checkpoints/glm4moe-fp8-channel",
+        "checkpoints/mixtral-fp8-tensor-modelopt",
+        "checkpoints/mixtral-mxfp8-ct",
+    ],
+)
+def test_a_decoded_model_has_the_state_of_one_that_never_was_quantized(
+    source: str, tmp_path: Path
+) -> None:
+    whole, ranks, again = (tmp_path / name for name in ("whole", "ranks", "again"))
+    given = STATES.parent / source
+    api.convert(api.plan(given), whole)
+    api.convert(api.plan(given, layout="vllm", tp=2), ranks)
+    api.convert(api.plan(whole, layout="vllm", tp=2), again)
+    for rank in range(2):
+        assert read_output(ranks, rank) == read_output(again, rank)

@@ -65,7 +65,8 @@ def test_bench_measures_and_plan_estimates(
     assert found["kept"] == str(kept)
     assert found["directory"] == str(tmp_path)
     codecs = {key.partition(" ")[0] for key in found["figures"]["rates"]}
-    assert codecs == {*KERNELS, *FORMS, "memory", "copy", "transpose", "digest"}
+    computed = set(KERNELS) - {"raw", "repeated"}  # which are moved more than computed
+    assert codecs == {*computed, *FORMS, "memory", "copy", "transpose", "digest"}
     assert found["figures"]["start_seconds"] > 0.05
     assert found["figures"]["threads"] == 2
 

@@ -158,7 +158,7 @@ def test_inner_loop_is_shuffles(loop: Any) -> None:
     """One run without a jump or call takes codes by shuffles and sums to outputs."""
     bytewise, ints = nb.uint8[::1], nb.UniTuple(nb.int64, 4)
     assembly = assembly_of(loop, bytewise, bytewise, nb.int64[::1], bytewise, ints, nb.int64)
-    wanted = (r"\sv?pshufb\s", r"\sv?paddb\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \S*\(")
+    wanted = (r"\s(?:v?pshufb|vpermw)\s", r"\sv?padd[bw]\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \S*\(")
     assert_one_run(assembly, wanted)
 
 

@@ -150,7 +150,7 @@ def test_loops_are_vectors() -> None:
     runs, places = nb.UniTuple(nb.int64, 3), nb.UniTuple(nb.int64, 2)
     looked_up = assembly_of(int_runs._look_up_nibbles, bytes_in, bytes_in, runs, bytes_out, places)
     assert_one_run(
-        looked_up, (r"\sv?pshufb\s", r"\sv?punpckhbw\s|\sv?pmovzx|\sv?movdqu|\sv?movups")
+        looked_up, (r"\s(?:v?pshufb|vpermw)\s", r"\sv?punpckhbw\s|\sv?pmovzx|\sv?movdqu|\sv?movups")
     )
     floats = nb.float32[::1]
     for scale in (int_runs._scale, int_runs._scale_signed):

@@ -206,4 +206,4 @@ def test_inner_loop_is_shuffles(loop: Any) -> None:
     stored = nb.UniTuple(nb.uint8[::1], 2)
     pitches = nb.UniTuple(nb.int64, 3)
     assembly = assembly_of(loop, stored, nb.uint8[::1], nb.uint8[::1], pitches, fours.JOB.made())
-    assert_one_run(assembly, (r"\sv?pshufb\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \d*\("))
+    assert_one_run(assembly, (r"\s(?:v?pshufb|vpermw)\s", r"\sv?mov[du]\w+\s+%[xyz]mm\d+, \d*\("))

@@ -65,7 +65,7 @@ for name, nbytes in (("Q5_0", 22), ("Q8_0", 34), ("IQ4_NL", 18)):
     params = {"type": name, "block_cols": 32, "block_nbytes": nbytes}
     KERNELS["ggml"]({"weight": draw(8, 2 * nbytes)}, window, params, "BF16", out)
     found.update(out.tobytes())
-print(shuffles.PERMUTE.__name__, found.hexdigest())
+print(shuffles.PERMUTE.__name__, shuffles.HAS_WORDS, found.hexdigest())
 """
 
 
@@ -99,6 +99,45 @@ def test_sixteen_codes(permute: shuffles.Permute, form: int, nbytes: int) -> Non
     np.testing.assert_array_equal(out, wanted)
 
 
+FORMS = [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST]
+TAKEN = [
+    (shuffles.LOW_FIRST, 16, shuffles.nibbles_to_16),
+    (shuffles.LOW_FIRST, 32, shuffles.more_nibbles_to_16),
+    (shuffles.HIGH_FIRST, 16, shuffles.turned_to_16),
+    (shuffles.BYTES, 16, shuffles.codes_to_16),
+    (shuffles.BYTES, 32, shuffles.more_codes_to_16),
+]
+
+
+@pytest.mark.parametrize(("form", "lanes", "look_up"), TAKEN)
+def test_the_look_ups_that_kernels_take(form: int, lanes: int, look_up: Any) -> None:
+    """Whatever way their tables lie: an output's bytes are STRIDE and UPPER apart."""
+    rng, count = np.random.default_rng(0), lanes if form == shuffles.BYTES else lanes // 2
+    codes = rng.integers(0, 256, 63 + count, dtype=np.uint8)
+    tables = rng.integers(0, 256, 65 + 32, dtype=np.uint8)
+    out = np.full(5 + 64 * 64, 7, np.uint8)
+    wanted = out.copy()
+    for at in range(0, 64, 2):
+        taken = codes[at + 1 : at + 1 + count]
+        pairs = [taken & 15, taken >> 4][:: -1 if form == shuffles.HIGH_FIRST else 1]
+        order = taken & 15 if form == shuffles.BYTES else np.stack(pairs, axis=-1).ravel()
+        low = at + 3 + order.astype(int) * shuffles.STRIDE
+        begin = 5 + at * 64
+        found = np.stack([tables[low], tables[low + shuffles.UPPER]], axis=-1).ravel()
+        wanted[begin : begin + 2 * lanes] = found
+    compiled(look_up)(codes, tables, out)
+    np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.skipif(not shuffles.HAS_WORDS, reason="needs AVX-512BW")
+@pytest.mark.parametrize("lanes", [16, 32])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_look_up_of_words_is_one_instruction(form: int, lanes: int) -> None:
+    run = compiled(shuffles.word_look_up_of(form, lanes))
+    (assembly,) = run.inspect_asm().values()
+    assert_one_run(assembly, (r"\svpermw\s.*%[yz]mm",))
+
+
 @pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")
 @pytest.mark.parametrize("form", [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST])
 def test_a_look_up_is_a_shuffle(form: int) -> None:
@@ -126,13 +165,19 @@ def outputs_on(**variables: str) -> list[str]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86-64 CPU")
-def test_kernels_without_the_shuffle() -> None:
-    """numba compiles for a CPU that has no byte shuffle; the outputs are the same.
+@pytest.mark.parametrize(
+    ("cpu", "form"), [("generic", ["portable", "False"]), ("nehalem", ["pshufb", "False"])]
+)
+def test_kernels_of_other_cpus(cpu: str, form: list[str]) -> None:
+    """numba compiles for a CPU without look-ups of words, or of bytes; the outputs are the same.
 
     What it compiled is kept beside the rest, under another key: it takes 20 s once.
     """
     here = outputs_on()
-    form, digest = outputs_on(NUMBA_CPU_NAME="generic")
-    assert form == "portable"
-    assert digest == here[1]
+    chosen = {"NUMBA_CPU_NAME": cpu}
+    if cpu != "generic":
+        chosen["NUMBA_CPU_FEATURES"] = "+sse4.2,+ssse3"
+    *found, digest = outputs_on(**chosen)
+    assert found == form
+    assert digest == here[-1]
     assert here[0] == ("pshufb" if HAS_SHUFFLE else "portable")

@@ -38,7 +38,16 @@ from moeconv.kernels.cpu.floats import (
     u8,
 )
 from moeconv.kernels.cpu.scaled import f4, products
-from moeconv.kernels.cpu.shuffles import LookUp, nibbles_to_16, nibbles_to_32
+from moeconv.kernels.cpu.shuffles import (
+    STRIDE,
+    UPPER,
+    WIDE,
+    LookUp,
+    more_nibbles_to_16,
+    more_nibbles_to_32,
+    nibbles_to_16,
+    nibbles_to_32,
+)
 from moeconv.kernels.cpu.vectors import LANES
 
 U1, U8 = np.uint8, np.dtype(np.uint8)
@@ -72,12 +81,13 @@ JOB = nb.NamedUniTuple(INT, len(Job._fields), Job)
 def _to_planes(outputs: Array, planes: Array) -> None:
     """Fill the planes of tables of 16 outputs, which are unsigned integers."""
     width = planes.size // outputs.size
+    step, stride = (UPPER, STRIDE) if width == 2 else (FOUR_BIT, 1)
     for plane in range(width):
         shift = u4(8 * plane)
         for first in range(0, outputs.size, FOUR_BIT):
-            begin = first * width + plane * FOUR_BIT
+            begin = first * width + plane * step
             for i in range(FOUR_BIT):
-                planes[begin + i] = np.uint8(u4(outputs[first + i]) >> shift)
+                planes[begin + i * stride] = np.uint8(u4(outputs[first + i]) >> shift)
 
 
 @jitable
@@ -187,13 +197,13 @@ def _rest_decoder(look_up: LookUp, width: int) -> Callable[..., None]:
     return found
 
 
-def _decoder(look_up: LookUp, width: int, steps: int) -> Callable[..., bool]:
+def _decoder(look_up: LookUp, rest: LookUp, width: int, cols: int) -> Callable[..., bool]:
     """Return a jitable function that decodes to outputs of `width` bytes.
 
-    steps: how many times 16 columns a group has.
+    look_up: of `cols` codes, which are a group; rest: of 16.
     """
-    nbytes, given = FOUR_BIT * width, LANES * width  # of a table, of the outputs of a look-up
-    decode_rest = _rest_decoder(look_up, width)
+    nbytes, pairs, given = FOUR_BIT * width, cols // 2, cols * width
+    decode_rest = _rest_decoder(rest, width)
 
     @jitable
     def decode(stored: Two, tables: Array, out: Array, pitches: Triple, job: Job) -> bool:
@@ -206,9 +216,8 @@ def _decoder(look_up: LookUp, width: int, steps: int) -> Callable[..., bool]:
             for group in range(groups):
                 scale = int(scales[row * pitches[1] + group])
                 marked |= tables[marks + scale]
-                for _ in range(steps):
-                    look_up(codes, tables, out, (at, scale * nbytes, out_at))
-                    at, out_at = at + PAIRS, out_at + given
+                look_up(codes, tables, out, (at, scale * nbytes, out_at))
+                at, out_at = at + pairs, out_at + given
             left = job.cols - groups * job.group_cols
             if left:
                 scale = int(scales[row * pitches[1] + groups])
@@ -220,9 +229,10 @@ def _decoder(look_up: LookUp, width: int, steps: int) -> Callable[..., bool]:
     return found
 
 
-# The steps of a group are a constant, or the loop over them costs as much as they do.
-_one_to_16, _two_to_16 = _decoder(nibbles_to_16, 2, 1), _decoder(nibbles_to_16, 2, 2)
-_one_to_32, _two_to_32 = _decoder(nibbles_to_32, 4, 1), _decoder(nibbles_to_32, 4, 2)
+_one_to_16 = _decoder(nibbles_to_16, nibbles_to_16, 2, LANES)
+_two_to_16 = _decoder(more_nibbles_to_16, nibbles_to_16, 2, WIDE)
+_one_to_32 = _decoder(nibbles_to_32, nibbles_to_32, 4, LANES)
+_two_to_32 = _decoder(more_nibbles_to_32, nibbles_to_32, 4, WIDE)
 
 
 @compiled((TWO, BYTES_IN, BYTES_OUT, TRIPLE, JOB))

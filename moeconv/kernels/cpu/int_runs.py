@@ -38,7 +38,14 @@ from moeconv.kernels.cpu.ints import (
     u1,
 )
 from moeconv.kernels.cpu.scaled import are_tame, f4
-from moeconv.kernels.cpu.shuffles import LookUp, codes_to_16, nibbles_to_16
+from moeconv.kernels.cpu.shuffles import (
+    WIDE,
+    LookUp,
+    codes_to_16,
+    more_codes_to_16,
+    more_nibbles_to_16,
+    nibbles_to_16,
+)
 from moeconv.kernels.cpu.sixteens import (
     CODES,
     NO_OFFSET,
@@ -70,8 +77,11 @@ def _fill_tables(zeros: Array, scales: Array, tables: Array) -> None:
         fill_table(CODES, tables, group * TABLE_NBYTES, by)
 
 
-def _looked_up(look_up: LookUp, per_byte: int) -> Callable[..., None]:
-    """Return a jitable function that looks a row of codes up, `per_byte` of them in a byte."""
+def _looked_up(look_up: LookUp, more: LookUp, per_byte: int) -> Callable[..., None]:
+    """Return a jitable function that looks a row of codes up, `per_byte` of them in a byte.
+
+    look_up: of 16 codes; more: of 32.
+    """
 
     @jitable
     def decode(stored: Array, tables: Array, columns: Triple, out: Array, places: Pair) -> None:
@@ -79,8 +89,12 @@ def _looked_up(look_up: LookUp, per_byte: int) -> Callable[..., None]:
         group_cols, first, cols = columns
         col, stop, table = 0, group_cols - first, 0
         while col < cols:
-            for begin in range(col, min(stop, cols), LANES):
-                read, write = places[0] + begin // per_byte, places[1] + begin * 2
+            end = min(stop, cols)
+            read, write = places[0] + col // per_byte, places[1] + col * 2
+            for _ in range((end - col) // WIDE):
+                more(stored, tables, out, (read, table, write))
+                read, write = read + WIDE // per_byte, write + WIDE * 2
+            if (end - col) % WIDE:
                 look_up(stored, tables, out, (read, table, write))
             col, stop, table = stop, stop + group_cols, table + TABLE_NBYTES
 
@@ -108,7 +122,8 @@ def _scaled(scale_16: Intrinsic) -> Callable[..., None]:
     return found
 
 
-_look_up_nibbles, _look_up_bytes = _looked_up(nibbles_to_16, 2), _looked_up(codes_to_16, 1)
+_look_up_nibbles = _looked_up(nibbles_to_16, more_nibbles_to_16, 2)
+_look_up_bytes = _looked_up(codes_to_16, more_codes_to_16, 1)
 _scale, _scale_signed = _scaled(scale_bytes), _scaled(scale_signed_bytes)
 
 

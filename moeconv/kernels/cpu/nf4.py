@@ -45,7 +45,7 @@ from moeconv.kernels.cpu.fours import (
     new_room,
 )
 from moeconv.kernels.cpu.scaled import LOWEST, are_tame, as_f8, f4, f8, limits, products
-from moeconv.kernels.cpu.shuffles import LookUp, turned_to_16, turned_to_32
+from moeconv.kernels.cpu.shuffles import STRIDE, UPPER, LookUp, turned_to_16, turned_to_32
 from moeconv.kernels.cpu.sixteens import NO_OFFSET, NO_ZERO, fill_table, fill_wide_table
 from moeconv.kernels.cpu.vectors import LANES
 from moeconv.types import Params
@@ -85,8 +85,9 @@ def _one(codes: Array, tables: Array, out: Array, at: int, place: Pair, width: i
     """Write the element at `at` of the flat run; place: bytes where its table and output begin."""
     byte = codes[at // 2]
     code = int(byte & U1(15)) if at % 2 else int(byte >> U1(4))
+    step, stride = (UPPER, STRIDE) if width == 2 else (FOUR_BIT, 1)
     for plane in range(width):
-        out[place[1] + plane] = tables[place[0] + plane * FOUR_BIT + code]
+        out[place[1] + plane] = tables[place[0] + plane * step + code * stride]
 
 
 def _decoder(look_up: LookUp, width: int) -> Callable[..., None]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from moeconv.kernels.cpu.base import nb
 from moeconv.kernels.cpu.cache import intrinsic
-from moeconv.kernels.cpu.shuffles import PERMUTE
+from moeconv.kernels.cpu.shuffles import HAS_WORDS, PERMUTE
 from moeconv.kernels.cpu.vectors import (
     LANES,
     Builder,
@@ -27,7 +27,7 @@ from moeconv.kernels.cpu.vectors import (
     store,
 )
 
-TABLE_NBYTES = 2 * LANES  # the low bytes of 16 outputs, then their high bytes
+TABLE_NBYTES = 2 * LANES  # see shuffles.py
 CODES = np.arange(LANES, dtype=np.float32)
 NO_ZERO, NO_OFFSET = np.float32(0.0), np.float32(-0.0)
 By = tuple[np.float32, np.float32, np.float32]
@@ -81,8 +81,11 @@ def _table_of(nbytes: int) -> Intrinsic:
             taken = builder.bitcast(taken, FLOATS)
             outputs = _scaled(builder, taken, given[3], nbytes)
             mixed = builder.bitcast(outputs, bytes_of(nbytes * LANES))
-            order = [at for plane in range(nbytes) for at in range(plane, nbytes * LANES, nbytes)]
-            store(context, builder, (*arrays[1], given[2]), picked(builder, (mixed, mixed), order))
+            if nbytes == 4 or not HAS_WORDS:
+                end = nbytes * LANES
+                order = [at for plane in range(nbytes) for at in range(plane, end, nbytes)]
+                mixed = picked(builder, (mixed, mixed), order)
+            store(context, builder, (*arrays[1], given[2]), mixed)
             return context.get_dummy_value()
 
         return nb.void(values, tables, at, BY), generate

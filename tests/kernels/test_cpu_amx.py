@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
 from moeconv.codecs import amx
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import amx as kernel
+from moeconv.kernels.cpu import tiles
+from moeconv.kernels.cpu.cache import cpu_features, jitable
 from tests import amx_oracle
 from tests.codecs.test_amx import random_rows
+from tests.kernels.assembly import assembly_of, assert_one_run, nb
 
 FORMS = sorted(amx.FORMS)
 # partial blocks of rows, several blocks of columns, one tile
@@ -104,3 +111,43 @@ def test_refuses_memory_that_does_not_fit(shape: tuple[int, int], scales: int, n
             np.empty(scales, np.float32),
             np.empty(nbytes, np.uint8),
         )
+
+
+def caller_of(fill: Any) -> Any:
+    @jitable
+    def call(memory: Any, factors: Any, out: Any, place: Any) -> None:
+        fill(memory, factors, out, place)
+
+    return call
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("side", [4, 16])
+def test_half_a_tile_by_squares_of_either_size(form: str, side: int) -> None:
+    """What suits another CPU than this one gives the same bytes; nothing beside them is touched."""
+    chosen = amx.FORMS[form]
+    bits = random_rows((32, 4 * chosen.tile_cols))
+    values = amx_oracle.floats(bits)
+    packed, scales = amx.encode(values, chosen)
+    factors = np.ones((32, 2), np.float32)
+    factors[:, 1] = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    call = caller_of(tiles.half_tile_of(chosen.bits, side))
+    out = np.full(7 + packed.size // 8 + 7, 0xAA, np.uint8)
+    # the third tile of the second half
+    begin = 16 * bits.strides[0] + 2 * chosen.tile_cols * 2
+    call(bits.view(np.uint8).reshape(-1), factors.reshape(-1), out, (begin, bits.strides[0], 32, 7))
+    assert out[7:-7].tobytes() == packed.reshape(-1, 1024)[5].tobytes()
+    assert set(out[:7]) == set(out[-7:]) == {0xAA}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86-64 assembly")
+@pytest.mark.parametrize("fill", [tiles.fill_8, tiles.fill_4])
+def test_half_a_tile_is_one_run_of_vectors(fill: Any) -> None:
+    """Values become words, bytes, a square that is turned, without a jump or a scalar step."""
+    kinds = (nb.uint8[::1], nb.float32[::1], nb.uint8[::1], nb.UniTuple(nb.int64, 4))
+    assembly = assembly_of(caller_of(fill), *kinds)
+    assert_one_run(assembly, (r"\sv?mulps\s", r"\sv?addps\s", r"\sv?(?:perm[it]2d|p?unpck)"))
+    assert not re.search(r"\s(?:v?mulss|v?addss|v?cvt\w+|v?pextrb|v?pinsrb)\s", assembly)
+    if "+avx512f" in cpu_features():
+        stores = re.findall(r"\sv?mov\w+\s+%([xyz])mm\d+, \S*\((?!%rsp|%rbp)", assembly)
+        assert stores == ["z"] * 16

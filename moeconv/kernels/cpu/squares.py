@@ -11,7 +11,7 @@ from moeconv.kernels.cpu.vectors import Builder, Place, Vector, ir, load, picked
 NBYTES = 16  # of a vector: a row of a square
 
 
-def _turned(builder: Builder, rows: list[Vector]) -> list[Vector]:
+def turned(builder: Builder, rows: list[Vector]) -> list[Vector]:
     """Return the columns of a square: each pass mixes row i with row i + side / 2."""
     side = len(rows)
     half = side // 2
@@ -45,7 +45,7 @@ def turn_square(typing: Any, source: Any, out: Any, read: Any, write: Any) -> An
             return kinds[which], given[which], at
 
         rows = [load(context, builder, place(0, row), NBYTES) for row in range(side)]
-        columns = _turned(builder, [builder.bitcast(row, kind) for row in rows])
+        columns = turned(builder, [builder.bitcast(row, kind) for row in rows])
         for row, column in enumerate(columns):
             store(context, builder, place(1, row), column)
         return context.get_dummy_value()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeconv.device.arena import ALIGNMENT_NBYTES, Arenas, Place, aligned_nbytes
+from moeconv.device.arena import ALIGNMENT_NBYTES, MOST_PASSING, Arenas, Place, aligned_nbytes
 
 KIB = 1024
 
@@ -91,6 +91,41 @@ def test_who_fits_does_not_wait_for_who_does_not() -> None:
         may_end.set()
     for thread in waiting:
         thread.join()
+
+
+def test_a_large_piece_is_not_passed_for_ever() -> None:
+    arenas = Arenas((4 * KIB,))
+    order: list[int] = []
+
+    def take(nbytes: int) -> None:
+        with arenas.lent(nbytes):
+            order.append(nbytes)
+
+    def start(nbytes: int) -> threading.Thread:
+        thread = threading.Thread(target=take, args=(nbytes,))
+        before = len(arenas._changed._waiters)
+        thread.start()
+        for _ in range(5000):
+            if order or len(arenas._changed._waiters) > before:
+                break
+            threading.Event().wait(0.001)
+        return thread
+
+    held = ExitStack()
+    held.enter_context(arenas.lent(2 * KIB))
+    threads = [start(4 * KIB)]
+    for _ in range(MOST_PASSING):  # at no time is all of the arena free
+        following = ExitStack()
+        following.enter_context(arenas.lent(2 * KIB))
+        held.close()
+        held = following
+    threads.append(start(KIB))
+    assert order == []  # though there is room
+    held.close()
+    for thread in threads:
+        thread.join()
+    assert order == [4 * KIB, KIB]
+    assert arenas._waiting == []
 
 
 def test_what_can_never_fit_is_an_error() -> None:

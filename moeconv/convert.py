@@ -79,7 +79,7 @@ def convert_plan(
     device = wanted_device(resources.device, resources.vram_nbytes)
     tasks = build_tasks(plan.weights, plan.files)
     floor = check_memory(tasks, plan.weights, plan.files)
-    check_floor(limits, floor)
+    check_floor(limits, floor, resources.memory_nbytes)
     if examine(dst).state == "nothing":
         check_writable(dst)
         check_space(dst, needed_nbytes(plan))

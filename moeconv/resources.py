@@ -52,12 +52,15 @@ def check_vram(max_nbytes: int, floor_nbytes: int) -> None:
         )
 
 
-def check_floor(limits: Limits, floor_nbytes: int) -> None:
-    """Raise Refused if the largest block does not fit in what tasks in flight may take."""
+def check_floor(limits: Limits, floor_nbytes: int, given_nbytes: int | None = None) -> None:
+    """Raise Refused if the largest block does not fit in what tasks in flight may take.
+
+    `given_nbytes`: the --memory that the limits come of, None where none was given.
+    """
     if floor_nbytes > limits.memory_nbytes:
         needed = memory_for(floor_nbytes)
+        given = human(given_nbytes or memory_for(limits.memory_nbytes))
         raise Refused(
-            f"--memory {human(memory_for(limits.memory_nbytes))} is too small: the largest block "
-            f"needs {human(needed)}",
+            f"--memory {given} is too small: the largest block needs {human(needed)}",
             hint=f"--memory {-(-needed // (1 << 20))}MiB or more",
         )

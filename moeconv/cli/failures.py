@@ -76,7 +76,9 @@ def _as_usage(error: Exception) -> MoeconvError | None:
     # The class of every usage error, whether typer brings its own click or imports the package.
     usage: type[Exception] = typer.BadParameter.__mro__[2]
     if isinstance(error, usage):
-        return UsageError(error.format_message(), hint=_usage_hint(error))  # type: ignore[attr-defined]  # click's
+        what = error.format_message()  # type: ignore[attr-defined]  # click's
+        # Only choices have it: the words of what typer checks them with.
+        return UsageError(what.replace(": Value error, ", ": ", 1), hint=_usage_hint(error))
     return Interrupted("interrupted") if isinstance(error, typer.Abort) else None
 
 

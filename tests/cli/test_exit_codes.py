@@ -15,6 +15,7 @@ import pytest
 
 from moeconv.cli.failures import report
 from moeconv.errors import Stopped
+from moeconv.store import space
 from tests.cli.runs import ROOT, Cli
 
 # Words after `moeconv`, exit code, text that the error must have. SRC is the small checkpoint.
@@ -26,7 +27,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("convert SRC DST --tp two", 2, "--tp"),
     ("convert SRC DST --jobs 0", 2, "--jobs"),
     ("convert SRC DST --device tpu", 2, "--device"),
-    ("convert SRC DST --memory 4000000GB", 3, "--memory"),
+    ("convert SRC DST --memory 4000000GB", 3, "more than is free here (8.0 GB)"),
     ("convert SRC DST --device cuda:1", 3, "cuda:1"),
     ("plan SRC DST --device cuda", 3, "cuda"),
     ("plan SRC /etc/passwd/below", 3, "/etc/passwd"),
@@ -39,7 +40,7 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("convert SRC DST --ranks 3-1", 2, "range"),
     ("convert SRC DST --layers one", 2, "0,3-5"),
     ("convert SRC DST --layout xyz", 2, "vllm"),
-    ("convert SRC DST --dtype int3", 2, "bf16"),
+    ("convert SRC DST --dtype int3", 2, "'--dtype': 'int3' is not one of 'bf16'"),
     ("convert SRC DST --expert-map NOWHERE", 2, "NOWHERE"),
     ("convert NOWHERE DST", 2, "NOWHERE"),
     ("inspect NOWHERE", 2, "NOWHERE"),
@@ -56,7 +57,8 @@ CASES: tuple[tuple[str, int, str], ...] = (
     ("convert SRC DST --layout vllm --tp 2 --ranks 5", 3, "rank 5"),
     ("convert SRC DST --include nothing*", 3, "nothing is selected"),
     ("convert SRC DST --memory 1KB", 3, "--memory"),
-    ("plan SRC DST --memory 1KB", 3, "--memory"),
+    ("plan SRC DST --memory 1KB", 3, "--memory is too small"),
+    ("convert SRC DST --memory 1", 3, "--memory 1 B is too small"),
     ("convert SRC SRC", 3, "SRC"),
     ("plan SRC SRC", 3, "SRC"),
     ("convert SRC FOREIGN", 3, "did not write"),
@@ -89,7 +91,15 @@ def words(checkpoint: Path, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("line", "code", "text"), CASES)
-def test_failures(line: str, code: int, text: str, words: dict[str, str], cli: Cli) -> None:
+def test_failures(
+    line: str,
+    code: int,
+    text: str,
+    words: dict[str, str],
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(space, "memory_limit", lambda: 8_000_000_000)  # else of the moment
     command = [words.get(word, word) for word in line.split()]
     ran = cli(*command)
     assert ran.code == code, ran

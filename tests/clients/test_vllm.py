@@ -28,7 +28,7 @@ RANKS = 2
 VOCABULARY = 300
 # The CPU build takes heads of 32 and more, and for gpt-oss multiples of 32 columns a rank.
 GPT_OSS = Size(layers=2, intermediate=128, head_dim=32, vocab=VOCABULARY)
-NAMES = ("gptoss-mxfp4", "qwen3_moe", "deepseek_v3")
+NAMES = ("gptoss-mxfp4", "qwen3_moe", "qwen3_moe_fp8", "deepseek_v3")
 
 
 @cache

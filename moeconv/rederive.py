@@ -88,7 +88,7 @@ def _identities(plan: Plan) -> Iterator[tuple[Unit, str, object]]:
             name = re.sub(r"\d+", "N", draft.name)
             for slot in range(slots_of(draft)):
                 codecs = tuple(
-                    plan.model.places[_key(fill, slot)].weight.codec for fill in draft.fills
+                    plan.model.places[key_of(fill, slot)].weight.codec for fill in draft.fills
                 )
                 yield (
                     Unit(file_index, tensor_index, slot),
@@ -108,7 +108,8 @@ def slots_of(draft: Draft) -> int:
     return draft.slots if draft.constant is None else 1
 
 
-def _key(fill: Fill, slot: int) -> Key:
+def key_of(fill: Fill, slot: int) -> Key:
+    """Return what of the model a fill takes for a slot."""
     expert = None if fill.experts is None else fill.experts[slot]
     return Key(fill.stack, fill.layer, expert, fill.name)
 
@@ -155,7 +156,7 @@ class Deriver:
         """Return how a packed tensor compares: its one fill, rounded to BF16 and encoded."""
         draft = tensor.draft
         (fill,) = draft.fills
-        place = self._plan.model.places[_key(fill, 0)]
+        place = self._plan.model.places[key_of(fill, 0)]
         bits = self._values("BF16", place, source_rows(place, fill), fill)
         values = (bits.astype(np.uint32) << 16).view(np.float32)
         packed, scales = encode(values, FORMS[draft.encode])
@@ -173,9 +174,8 @@ class Deriver:
         if fill is None:
             yield range(1)
             return
-        weight = self._plan.model.places[_key(fill, slot)].weight
-        tiles = tuple(CODECS[weight.codec].tiles(weight.params).values())
-        block_rows, block_cols = block_of(tiles, weight.rows, weight.cols)
+        weight = self._plan.model.places[key_of(fill, slot)].weight
+        block_rows, block_cols = weight_block(weight)
         width = max(fill.own_cols, min(weight.cols, fill.cols.length + 2 * block_cols), 1)
         step = max(self._elements // width // block_rows, 1) * block_rows
         for start in range(0, fill.own_rows, step):
@@ -186,7 +186,7 @@ class Deriver:
         if fill is None:
             return _constant_bits(draft)
         out = np.zeros((len(rows), fill.own_cols), BITS[DTYPE_BITS[draft.dtype]])
-        place = self._plan.model.places[_key(fill, slot)]
+        place = self._plan.model.places[key_of(fill, slot)]
         taken = source_rows(place, fill)[rows.start : rows.stop]
         if taken.size and fill.cols.length:
             out[: taken.size, : fill.cols.length] = self._values(draft.dtype, place, taken, fill)
@@ -197,9 +197,7 @@ class Deriver:
         weight = place.weight
         codec = CODECS[weight.codec]
         tiles = codec.tiles(weight.params)
-        block = block_of(tuple(tiles.values()), weight.rows, weight.cols)
-        wanted = Window(int(taken.min()), int(taken.max()) + 1, fill.cols.start, fill.cols.stop)
-        window = grow(wanted, block, weight.rows, weight.cols)
+        window = window_of(weight, taken, fill)
         parts = {
             part: self._part(weight, part, tile, (place.slot, window))
             for part, tile in tiles.items()
@@ -258,6 +256,18 @@ class Deriver:
         stride = draft.cols * fill.row_step * width
         self._output.read_strided(name, start, stride, run, len(rows), memory)
         return memory.view(bits)
+
+
+def weight_block(weight: Weight) -> tuple[int, int]:
+    """Return the block of a weight that can only be decoded as a whole."""
+    tiles = CODECS[weight.codec].tiles(weight.params).values()
+    return block_of(tuple(tiles), weight.rows, weight.cols)
+
+
+def window_of(weight: Weight, taken: Array, fill: Fill) -> Window:
+    """Return what is decoded for these rows [n], at least one, and the fill's columns."""
+    wanted = Window(int(taken.min()), int(taken.max()) + 1, fill.cols.start, fill.cols.stop)
+    return grow(wanted, weight_block(weight), weight.rows, weight.cols)
 
 
 def source_rows(place: Place, fill: Fill) -> Array:

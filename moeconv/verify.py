@@ -19,16 +19,16 @@ from moeconv.model import build_model
 from moeconv.parallel import in_threads
 from moeconv.plan import Plan, build_plan
 from moeconv.reread import Unit, damaged_segments, tensors_within, units_of
+from moeconv.store import system
 from moeconv.store.reader import Reader
 from moeconv.store.source import open_source
-from moeconv.store.space import choose_memory, cpu_count
+from moeconv.store.space import cpu_count
 from moeconv.types import Json
 
 if TYPE_CHECKING:
     from moeconv.execute import Progress
 
 SHOWN_TENSORS = 3
-DEFAULT_MEMORY_NBYTES = 1 << 30
 OTHER_FILES = 64  # that a process has open besides
 
 Name = str | PathLike[str]
@@ -89,7 +89,7 @@ class Effort:
     """What a verification may use, and who hears of its progress; it changes no result.
 
     `memory_nbytes` bounds what is derived at once; None: 1 GiB, or half of what is free where that
-    is less. `jobs` None: as many threads as cores.
+    is less. `jobs` None: as many threads as cores. Fewer derive where they would need more memory.
     """
 
     memory_nbytes: int | None = None
@@ -130,10 +130,10 @@ def verify(
     deep = None
     if plan is not None:
         check_facts(finished, plan, findings)
-        deep = _Deep(finished, plan, files, sample, effort.memory_nbytes)
+        deep = _Deep(finished, plan, files, sample, effort)
         findings.expect(*deep.work())
     reread = _read_again(finished, files, effort.threads, findings)
-    rederived = deep.run(effort, findings) if deep is not None else Rederived()
+    rederived = deep.run(findings) if deep is not None else Rederived()
     return Report(
         len(finished.files),
         sum(file.tensors for file in finished.files),
@@ -221,19 +221,22 @@ class _Deep:
         plan: Plan,
         files: Files,
         sample: float,
-        memory_nbytes: int | None,
+        effort: Effort,
     ) -> None:
-        import torch  # noqa: F401  # only when asked to derive; what it takes is no longer free
-
         from moeconv.rederive import choose_units
+        from moeconv.rederive_memory import check_room, choose_share, least_nbytes
 
-        self.memory_nbytes = choose_memory(memory_nbytes, DEFAULT_MEMORY_NBYTES)
         whole = {file.name for file in finished.files if files.sizes.get(file.name) == file.nbytes}
         self.root = finished.root
         self.plan = plan
         self.units = [
             unit for unit in choose_units(plan, sample) if plan.files[unit.file].name in whole
         ]
+        least = least_nbytes(plan, self.units)
+        check_room(least, finished.root)
+        import torch  # noqa: F401  # only when asked to derive; what it takes is no longer free
+
+        self.share = choose_share(effort.memory_nbytes, effort.threads, least)
 
     def work(self) -> tuple[int, int]:
         """Return (bytes, pieces) to be derived."""
@@ -241,19 +244,21 @@ class _Deep:
 
         return sum(unit_nbytes(self.plan, unit) for unit in self.units), len(self.units)
 
-    def run(self, effort: Effort, findings: Findings) -> Rederived:
+    def run(self, findings: Findings) -> Rederived:
         """Derive and compare; return how much."""
         from moeconv.execute import raise_open_files
         from moeconv.rederive import Deriver, block_nbytes_within
 
         tensors: set[tuple[int, int]] = set()
         elements = nbytes = 0
-        block_nbytes = block_nbytes_within(self.memory_nbytes, effort.threads)
+        threads = self.share.threads
+        block_nbytes = block_nbytes_within(self.share.memory_nbytes, threads)
         paths = {file.name: self.root / file.name for file in self.plan.files}
         raise_open_files(len(paths) + len(self.plan.model.source.files) + OTHER_FILES)
+        system.return_freed_memory()
         with Reader(self.plan.model.source.files) as source, Reader(paths) as output:
             deriver = Deriver(self.plan, source, output, block_nbytes)
-            for unit, checked in in_threads(deriver.check, self.units, effort.threads):
+            for unit, checked in in_threads(deriver.check, self.units, threads):
                 file = self.plan.files[unit.file]
                 tensors.add((unit.file, unit.tensor))
                 elements += checked.elements

@@ -287,12 +287,12 @@ def test_what_is_held_at_once_is_bounded(
     areas: list[int] = []
 
     def spy(*arguments: Any) -> Window:
-        window = grow(*arguments)
+        window = window_of(*arguments)
         areas.append(window.rows * window.cols)
         return window
 
-    grow = rederive.grow
-    monkeypatch.setattr(rederive, "grow", spy)
+    window_of = rederive.window_of
+    monkeypatch.setattr(rederive, "window_of", spy)
     elements = 200
     memory = elements * rederive.NBYTES_PER_ELEMENT * 2
     report = verify(dst, fixtures / MIXTRAL, effort=Effort(memory_nbytes=memory, jobs=2))

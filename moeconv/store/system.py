@@ -43,6 +43,8 @@ _SYSCALL = _libc(
     "syscall" if sys.platform == "linux" else "",
     *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint),
 )
+_MALLOPT = _libc("mallopt", ctypes.c_int, ctypes.c_int)
+_MMAP_THRESHOLD, _RETURNED_NBYTES = -3, 1 << 20  # malloc.h of glibc
 
 # linux/stat.h: the mask comes first in struct statx, dio_mem_align and dio_offset_align at 152.
 _STATX_NBYTES, _STATX_DIOALIGN, _DIOALIGN_AT = 256, 0x2000, 152
@@ -105,6 +107,15 @@ def cached_nbytes(fd: int, offset: int, nbytes: int) -> int:
     found = ctypes.create_string_buffer(_CACHESTAT_NBYTES)
     _call(_SYSCALL, _CACHESTAT, fd, struct.pack("=QQ", offset, nbytes), found, 0)
     return int(struct.unpack_from("=Q", found)[0]) * mmap.PAGESIZE
+
+
+def return_freed_memory() -> None:
+    """Let malloc give back what is freed of 1 MiB and more at once, in all of this process.
+
+    glibc else keeps up to 64 MiB a thread once a large block was freed; other libraries do not.
+    """
+    if _MALLOPT is not None:
+        _MALLOPT(_MMAP_THRESHOLD, _RETURNED_NBYTES)
 
 
 def read_cached(fd: int, buffers: Sequence[bytearray], offset: int) -> int:

@@ -8,40 +8,42 @@ subnormal codes, which have no exponent to add, have a table of their own.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from moeconv.kernels.cpu.base import Array
-from moeconv.kernels.cpu.cache import jitable
-from moeconv.kernels.cpu.scaled import bf16_of, f4
+from moeconv.kernels.cpu.base import Array, nb
+from moeconv.kernels.cpu.cache import intrinsic, jitable
+from moeconv.kernels.cpu.scaled import f4
 from moeconv.kernels.cpu.shuffles import (
     HAS_WORDS,
     PERMUTE,
     STRIDE,
     UPPER,
     WIDE,
-    LookUp,
-    Permute,
+    Generate,
     Reads,
     Write,
     all_of,
-    called,
     mixed,
     permuted,
     words_of,
 )
-from moeconv.kernels.cpu.vectors import LANES, Builder, ir, picked
+from moeconv.kernels.cpu.sixteens import NO_OFFSET, NO_ZERO
+from moeconv.kernels.cpu.sixteens import fill_table as fill
+from moeconv.kernels.cpu.vectors import LANES, Builder, Intrinsic, Vector, ir, load, picked, store
 
 u1, u2 = np.uint8, np.uint16
 # Where a row begins in codes and in outputs (elements); its columns; how far into its group the
 # first of them lies.
 Place = tuple[int, int, int, int]
 TABLE = 4 * LANES  # bytes: the table of normal codes (see shuffles.py), then of subnormal ones
+PIECES = range(0, TABLE, 2 * LANES if HAS_WORDS else LANES)  # its vectors
 
 
-def look_up_of(mantissa_bits: int, permute: Permute = PERMUTE, lanes: int = LANES) -> LookUp:
-    """Return `look_up(codes, tables, out, begin)` of finite codes, called as in shuffles.py."""
+def look_up_of(mantissa_bits: int, lanes: int) -> Generate:
+    """Return what makes the look-up of so many finite codes in planes of bytes."""
     drop = 1 + mantissa_bits  # what is left of the exponent counts in the upper byte
     upper, tiny = 0x70 >> drop, _tiny(mantissa_bits)
 
@@ -49,7 +51,7 @@ def look_up_of(mantissa_bits: int, permute: Permute = PERMUTE, lanes: int = LANE
         for first in range(0, lanes, LANES):
             stored = read[0](first, LANES)
             low = builder.and_(stored, all_of(15))
-            found = [permute(builder, read[1](plane * LANES, LANES), low) for plane in range(4)]
+            found = [PERMUTE(builder, read[1](plane * LANES, LANES), low) for plane in range(4)]
             steps = builder.and_(builder.lshr(stored, all_of(drop)), all_of(upper))
             is_tiny = builder.icmp_unsigned("==", builder.and_(stored, all_of(tiny)), all_of(0))
             lower = builder.select(is_tiny, found[2], found[0])
@@ -57,10 +59,10 @@ def look_up_of(mantissa_bits: int, permute: Permute = PERMUTE, lanes: int = LANE
             above = builder.xor(above, builder.and_(stored, all_of(0x80)))
             write(2 * first, mixed(builder, [lower, above]))
 
-    return called(generate)
+    return generate
 
 
-def word_look_up_of(mantissa_bits: int, lanes: int) -> LookUp:
+def word_look_up_of(mantissa_bits: int, lanes: int) -> Generate:
     """Return the same of 16 or 32 codes and tables of words; needs HAS_WORDS.
 
     A subnormal code has no exponent to add. 32 codes take a fifth bit, which chooses the table.
@@ -86,7 +88,7 @@ def word_look_up_of(mantissa_bits: int, lanes: int) -> LookUp:
         sign = builder.and_(builder.shl(codes, every(8)), every(0x8000))
         write(0, builder.xor(builder.add(found, steps), sign))
 
-    return called(generate)
+    return generate
 
 
 def _tiny(mantissa_bits: int) -> int:
@@ -94,33 +96,86 @@ def _tiny(mantissa_bits: int) -> int:
     return 0x78 if mantissa_bits == 3 else 0x7C
 
 
-def _bases(mantissa_bits: int, bias: int) -> Any:
-    """Return float32 [32]: 16 codes as if none were subnormal, then as if all were."""
+def _bases(mantissa_bits: int, bias: int) -> tuple[Any, Any]:
+    """Return float32 [16] and [16]: 16 codes as if none were subnormal, and as if all were."""
     codes = np.arange(16)
     mantissa, exponent = codes % (1 << mantissa_bits), codes >> mantissa_bits
     normal = np.ldexp((1 << mantissa_bits) + mantissa, exponent - bias - mantissa_bits)
-    return np.concatenate([normal, np.ldexp(1.0 * mantissa, 1 - bias - mantissa_bits)]).astype(f4)
+    tiny = np.ldexp(1.0 * mantissa, 1 - bias - mantissa_bits)
+    return normal.astype(f4), tiny.astype(f4)
 
 
-BASES = np.stack([_bases(3, 7), _bases(2, 15)])
-if HAS_WORDS:
-    e4m3_to_16, e5m2_to_16 = word_look_up_of(3, LANES), word_look_up_of(2, LANES)
-    more_e4m3_to_16, more_e5m2_to_16 = word_look_up_of(3, WIDE), word_look_up_of(2, WIDE)
-else:
-    e4m3_to_16, e5m2_to_16 = look_up_of(3), look_up_of(2)
-    more_e4m3_to_16, more_e5m2_to_16 = look_up_of(3, lanes=WIDE), look_up_of(2, lanes=WIDE)
+def _run_of(generate: Generate, mantissa_bits: int, lanes: int, step: int) -> Intrinsic:
+    """Return what is called `run(codes, tables, groups, out, begin, count)` in compiled functions.
+
+    It looks up `count` times `lanes` codes and returns whether all are finite. begin: the byte of
+    the codes, the group and the byte of the output to begin at; step: groups from one look-up to
+    the next, 0 or 1.
+    """
+    wild = all_of(WILD[mantissa_bits], lanes)
+
+    @intrinsic
+    def run(
+        typing: Any, codes: Any, tables: Any, groups: Any, out: Any, begin: Any, count: Any
+    ) -> Any:
+        def make(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
+            arrays = tuple(zip(signature.args, given, strict=True))
+            firsts = [builder.extract_value(given[4], which) for which in range(3)]
+            tools: Any = import_module("numba.core.cgutils")
+            top = tools.alloca_once_value(builder, all_of(0, lanes))
+
+            def table_of(turn: Any) -> list[Vector]:
+                at = builder.mul(builder.add(firsts[1], turn), ir.Constant(turn.type, 8))
+                table = builder.bitcast(load(context, builder, (*arrays[2], at), 8), turn.type)
+                ats = [builder.add(table, ir.Constant(turn.type, at)) for at in PIECES]
+                return [load(context, builder, (*arrays[1], at), PIECES.step) for at in ats]
+
+            table = [] if step else table_of(ir.Constant(given[5].type, 0))
+            with tools.for_range(builder, given[5]) as loop:
+                pieces = table_of(loop.index) if step else table
+                done = builder.mul(loop.index, ir.Constant(loop.index.type, lanes))
+
+                def read_codes(byte: int, nbytes: int) -> Vector:
+                    at = builder.add(builder.add(firsts[0], done), ir.Constant(done.type, byte))
+                    return load(context, builder, (*arrays[0], at), nbytes)
+
+                def read_table(byte: int, _: int) -> Vector:
+                    return pieces[PIECES.index(byte)]
+
+                def write(byte: int, vector: Vector) -> None:
+                    twice = builder.add(done, done)
+                    at = builder.add(builder.add(firsts[2], twice), ir.Constant(done.type, byte))
+                    store(context, builder, (*arrays[3], at), vector)
+
+                found = builder.and_(read_codes(0, lanes), all_of(0x7F, lanes))
+                most = builder.load(top)
+                above = builder.icmp_unsigned(">", found, most)
+                builder.store(builder.select(above, found, most), top)
+                generate(builder, (read_codes, read_table), write)
+            mask = builder.icmp_unsigned(">=", builder.load(top), wild)
+            bits = builder.bitcast(mask, ir.IntType(lanes))
+            return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
+
+        return nb.boolean(codes, tables, groups, out, begin, count), make
+
+    return run
+
+
+WILD = {3: 0x7F, 2: 0x7C}
+E4M3_NORMAL, E4M3_TINY = _bases(3, 7)
+E5M2_NORMAL, E5M2_TINY = _bases(2, 15)
 
 
 @jitable
 def fill_table(form: int, scale: np.float32, tables: Array, begin: int) -> None:
     """Fill the table that begins at a byte, of a scale that is tame and not 0."""
-    bases = BASES[form]
-    for kind in range(2):
-        first = begin + kind * 2 * LANES
-        for i in range(LANES):
-            bits = bf16_of(f4(bases[kind * LANES + i] * scale))
-            tables[first + STRIDE * i] = u1(bits)
-            tables[first + STRIDE * i + UPPER] = u1(bits >> np.uint16(8))
+    by = (NO_ZERO, scale, NO_OFFSET)
+    if form == 0:
+        fill(E4M3_NORMAL, tables, begin, by)
+        fill(E4M3_TINY, tables, begin + 2 * LANES, by)
+    else:
+        fill(E5M2_NORMAL, tables, begin, by)
+        fill(E5M2_TINY, tables, begin + 2 * LANES, by)
 
 
 @jitable
@@ -133,39 +188,49 @@ def _decode_one(byte: np.uint8, tables: Array, table: int, mantissa_bits: int) -
     return u2(u2(u1(upper ^ u1(byte & u1(0x80)))) << u2(8)) | u2(tables[begin])
 
 
-def _decoder(look_up: LookUp, more: LookUp, mantissa_bits: int) -> Any:
-    """Return a jitable function that decodes a row. look_up: of 16 codes; more: of 32."""
+def _decoder(mantissa_bits: int) -> Any:
+    """Return a jitable function that decodes a row."""
+    of = word_look_up_of if HAS_WORDS else look_up_of
+    one = _run_of(of(mantissa_bits, lanes=LANES), mantissa_bits, LANES, 0)
+    run = _run_of(of(mantissa_bits, lanes=WIDE), mantissa_bits, WIDE, 0)
+    each = _run_of(of(mantissa_bits, lanes=WIDE), mantissa_bits, WIDE, 1)
+    wild = WILD[mantissa_bits]
 
     @jitable
     def decode_row(
         codes: Array, tables: Array, groups: Array, out: Array, place: Place, group_cols: int
-    ) -> None:
-        """Fill a row of the BF16 bits `out`. groups: where the tables of the columns begin."""
+    ) -> bool:
+        """Fill a row of the BF16 bits `out`; return whether all codes are finite, without which
+        it is not filled right.
+
+        groups: where the tables of the columns begin.
+        """
         at, out_at, cols, first = place
-        col, group, stop = 0, 0, min(group_cols - first, cols)
+        col, group, stop, fine = 0, 0, min(group_cols - first, cols), True
         if group_cols == WIDE and first == 0:  # MXFP8: the loop below would take half of the time
-            for group in range(cols // WIDE):
-                begin = group * WIDE
-                more(codes, tables, out, (at + begin, groups[group], 2 * (out_at + begin)))
             group = cols // WIDE
+            fine = each(codes, tables, groups, out, (at, 0, 2 * out_at), group)
             col, stop = group * WIDE, cols
         while col < cols:
-            table = groups[group]
-            for _ in range((stop - col) // WIDE):
-                more(codes, tables, out, (at + col, table, 2 * (out_at + col)))
-                col += WIDE
+            count = (stop - col) // WIDE
+            begin = (at + col, group, 2 * (out_at + col))
+            fine = run(codes, tables, groups, out, begin, count) and fine
+            col += count * WIDE
             if stop - col >= LANES:
-                look_up(codes, tables, out, (at + col, table, 2 * (out_at + col)))
+                begin = (at + col, group, 2 * (out_at + col))
+                fine = one(codes, tables, groups, out, begin, 1) and fine
                 col += LANES
             while col < stop:
-                bits = _decode_one(codes[at + col], tables, table, mantissa_bits)
+                byte = codes[at + col]
+                fine = (byte & u1(0x7F)) < wild and fine
+                bits = _decode_one(byte, tables, groups[group], mantissa_bits)
                 out[2 * (out_at + col)] = u1(bits)
                 out[2 * (out_at + col) + 1] = u1(bits >> u2(8))
                 col += 1
             group, stop = group + 1, min(stop + group_cols, cols)
+        return fine
 
     return decode_row
 
 
-decode_e4m3 = _decoder(e4m3_to_16, more_e4m3_to_16, 3)
-decode_e5m2 = _decoder(e5m2_to_16, more_e5m2_to_16, 2)
+decode_e4m3, decode_e5m2 = _decoder(3), _decoder(2)

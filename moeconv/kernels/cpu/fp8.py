@@ -27,7 +27,7 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
-from moeconv.kernels.cpu.eights import TABLE, decode_e4m3, decode_e5m2, fill_table
+from moeconv.kernels.cpu.eights import TABLE, Place, decode_e4m3, decode_e5m2, fill_table
 from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u2, u4
 from moeconv.kernels.cpu.scaled import (
     CHUNK,
@@ -194,6 +194,16 @@ def _decode_slow(
     return 0, 0, 0
 
 
+@jitable
+def _look_up(
+    codes: Array, tables: Array, groups: Array, out: Array, place: Place, job: Job
+) -> bool:
+    """Fill a row by its tables; return whether all codes are finite."""
+    if job.form == E4M3:
+        return bool(decode_e4m3(codes, tables, groups, out, place, job.block_cols))
+    return bool(decode_e5m2(codes, tables, groups, out, place, job.block_cols))
+
+
 @compiled((BYTES_IN, SCALES, FLOATS_IN, BYTES_OUT, TRIPLE, JOB))
 def _decode(
     codes: Array, scales: Scales, table: Array, out: Array, pitches: Triple, job: Job
@@ -221,15 +231,13 @@ def _decode(
                 if by_tables and not values.size:
                     by_tables = _fill_tables(floats, at + group, groups, job.form, tables)
                 is_spread = False
-            taken = codes[row * pitches[0] + start : row * pitches[0] + stop]
-            fine, first = tame and _are_finite(taken, job.wild), row * pitches[2] + start
-            if fine and by_tables:
+            first = row * pitches[2] + start
+            if by_tables:
                 place = (row * pitches[0] + start, first, stop - start, start % job.block_cols)
-                if job.form == E4M3:
-                    decode_e4m3(codes, tables, groups, out, place, job.block_cols)
-                else:
-                    decode_e5m2(codes, tables, groups, out, place, job.block_cols)
-                continue
+                if _look_up(codes, tables, groups, out, place, job):
+                    continue
+            taken = codes[row * pitches[0] + start : row * pitches[0] + stop]
+            fine = tame and not by_tables and _are_finite(taken, job.wild)
             if not is_spread:
                 _spread_band(scales, at, scratch, job, (start, stop))
                 is_spread = True

@@ -78,6 +78,20 @@ def test_subnormals_do_not_depend_on_the_threads_mode() -> None:
     np.testing.assert_array_equal(flushed.view(np.uint32), plain.view(np.uint32))
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("bits", [0x7F, 0xFF, 0x7D, 0xFC])
+def test_one_code_that_is_not_finite(form: str, bits: int) -> None:
+    """In each row at another column: in runs of whole vectors, in half a one and behind them."""
+    cols = 128 + 16 + 5
+    stored = np.full((cols, cols), 0x38, np.uint8)
+    np.fill_diagonal(stored, bits)
+    weight = torch.from_numpy(stored).view(FORMATS[form])
+    for group in (32, 40, cols):
+        by = torch.full(grid(cols, cols, (1, group)), 0.75)
+        tensors = {"weight": weight, "weight_scale": by}
+        check("fp8-block", tensors, params_of(form, (1, group)), dtypes=("BF16",))
+
+
 def test_every_pair_of_mxfp8() -> None:
     """Each row has one byte in all of its columns, each group of 32 its own exponent."""
     bytewise = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 256 * 32)

@@ -35,6 +35,7 @@ from moeconv.kernels.cpu.sixteens import fill_table as fill
 from moeconv.kernels.cpu.vectors import LANES, Builder, Intrinsic, Vector, ir, load, picked, store
 
 u1, u2 = np.uint8, np.uint16
+E4M3, E5M2 = range(2)
 # Where a row begins in codes and in outputs (elements); its columns; how far into its group the
 # first of them lies.
 Place = tuple[int, int, int, int]
@@ -73,7 +74,7 @@ def word_look_up_of(mantissa_bits: int, lanes: int) -> Generate:
         def every(value: int) -> Any:
             return ir.Constant(words_of(lanes), [value] * lanes)
 
-        codes = builder.zext(read[0](0, lanes), words_of(lanes))
+        codes = builder.sext(read[0](0, lanes), words_of(lanes))  # the sign where it is to be
         tables = [builder.bitcast(read[1](at, 2 * LANES), words_of(LANES)) for at in (0, 2 * LANES)]
         is_tiny = builder.icmp_unsigned("==", builder.and_(codes, every(tiny)), every(0))
         if lanes == LANES:
@@ -85,7 +86,7 @@ def word_look_up_of(mantissa_bits: int, lanes: int) -> Generate:
             taken = builder.select(is_tiny, builder.or_(low, every(16)), low)
             found = permuted(builder, both, taken)
         steps = builder.and_(builder.shl(codes, every(rest)), every(0x70 << rest))
-        sign = builder.and_(builder.shl(codes, every(8)), every(0x8000))
+        sign = builder.and_(codes, every(0x8000))
         write(0, builder.xor(builder.add(found, steps), sign))
 
     return generate
@@ -105,63 +106,61 @@ def _bases(mantissa_bits: int, bias: int) -> tuple[Any, Any]:
     return normal.astype(f4), tiny.astype(f4)
 
 
-def _run_of(generate: Generate, mantissa_bits: int, lanes: int, step: int) -> Intrinsic:
-    """Return what is called `run(codes, tables, groups, out, begin, count)` in compiled functions.
+def _are_below(builder: Builder, magnitudes: Vector, wild: int) -> Any:
+    lanes = magnitudes.type.count
+    mask = builder.icmp_unsigned(">=", magnitudes, all_of(wild, lanes))
+    bits = builder.bitcast(mask, ir.IntType(lanes))
+    return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
 
-    It looks up `count` times `lanes` codes and returns whether all are finite. begin: the byte of
-    the codes, the group and the byte of the output to begin at; step: groups from one look-up to
-    the next, 0 or 1.
+
+def _run_of(generate: Generate, mantissa_bits: int, lanes: int, step: int) -> Intrinsic:
+    """Return what is called `run(codes, tables, groups, out, begin)` in compiled functions.
+
+    It returns whether all codes are finite. begin: the byte of the codes, the group and the byte
+    of the output to begin at; how many times `lanes` codes to look up. step: groups from one
+    look-up to the next, 0 or 1.
     """
-    wild = all_of(WILD[mantissa_bits], lanes)
+
+    def make(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
+        codes, tables, groups, out = zip(signature.args[:4], given[:4], strict=True)
+        at, group, out_at, count = (builder.extract_value(given[4], which) for which in range(4))
+        tools: Any = import_module("numba.core.cgutils")
+        top = tools.alloca_once_value(builder, all_of(0, lanes))
+
+        def after(begin: Any, step: int, by: Any) -> Any:
+            return builder.add(begin, builder.mul(by, ir.Constant(by.type, step)))
+
+        def table_of(group: Any) -> list[Vector]:
+            stored = load(context, builder, (*groups, after(count.type(0), 8, group)), 8)
+            table = builder.bitcast(stored, count.type)
+            places = [builder.add(table, count.type(byte)) for byte in PIECES]
+            return [load(context, builder, (*tables, place), PIECES.step) for place in places]
+
+        table = [] if step else table_of(group)
+        with tools.for_range(builder, count) as loop:
+            pieces = table_of(builder.add(group, loop.index)) if step else table
+            first, out_first = after(at, lanes, loop.index), after(out_at, 2 * lanes, loop.index)
+
+            def read_codes(byte: int, nbytes: int) -> Vector:
+                return load(context, builder, (*codes, after(first, 1, count.type(byte))), nbytes)
+
+            def write(byte: int, vector: Vector) -> None:
+                store(context, builder, (*out, after(out_first, 1, count.type(byte))), vector)
+
+            magnitudes = builder.and_(read_codes(0, lanes), all_of(0x7F, lanes))
+            above = builder.icmp_unsigned(">", magnitudes, builder.load(top))
+            builder.store(builder.select(above, magnitudes, builder.load(top)), top)
+            generate(builder, (read_codes, lambda byte, _: pieces[PIECES.index(byte)]), write)
+        return _are_below(builder, builder.load(top), WILD[mantissa_bits])
 
     @intrinsic
-    def run(
-        typing: Any, codes: Any, tables: Any, groups: Any, out: Any, begin: Any, count: Any
-    ) -> Any:
-        def make(context: Any, builder: Builder, signature: Any, given: Any) -> Any:
-            arrays = tuple(zip(signature.args, given, strict=True))
-            firsts = [builder.extract_value(given[4], which) for which in range(3)]
-            tools: Any = import_module("numba.core.cgutils")
-            top = tools.alloca_once_value(builder, all_of(0, lanes))
-
-            def table_of(turn: Any) -> list[Vector]:
-                at = builder.mul(builder.add(firsts[1], turn), ir.Constant(turn.type, 8))
-                table = builder.bitcast(load(context, builder, (*arrays[2], at), 8), turn.type)
-                ats = [builder.add(table, ir.Constant(turn.type, at)) for at in PIECES]
-                return [load(context, builder, (*arrays[1], at), PIECES.step) for at in ats]
-
-            table = [] if step else table_of(ir.Constant(given[5].type, 0))
-            with tools.for_range(builder, given[5]) as loop:
-                pieces = table_of(loop.index) if step else table
-                done = builder.mul(loop.index, ir.Constant(loop.index.type, lanes))
-
-                def read_codes(byte: int, nbytes: int) -> Vector:
-                    at = builder.add(builder.add(firsts[0], done), ir.Constant(done.type, byte))
-                    return load(context, builder, (*arrays[0], at), nbytes)
-
-                def read_table(byte: int, _: int) -> Vector:
-                    return pieces[PIECES.index(byte)]
-
-                def write(byte: int, vector: Vector) -> None:
-                    twice = builder.add(done, done)
-                    at = builder.add(builder.add(firsts[2], twice), ir.Constant(done.type, byte))
-                    store(context, builder, (*arrays[3], at), vector)
-
-                found = builder.and_(read_codes(0, lanes), all_of(0x7F, lanes))
-                most = builder.load(top)
-                above = builder.icmp_unsigned(">", found, most)
-                builder.store(builder.select(above, found, most), top)
-                generate(builder, (read_codes, read_table), write)
-            mask = builder.icmp_unsigned(">=", builder.load(top), wild)
-            bits = builder.bitcast(mask, ir.IntType(lanes))
-            return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
-
-        return nb.boolean(codes, tables, groups, out, begin, count), make
+    def run(typing: Any, codes: Any, tables: Any, groups: Any, out: Any, begin: Any) -> Any:
+        return nb.boolean(codes, tables, groups, out, begin), make
 
     return run
 
 
-WILD = {3: 0x7F, 2: 0x7C}
+WILD = {3: 0x7F, 2: 0x7C}  # by the bits of a mantissa: the lowest magnitude that is Inf or NaN
 E4M3_NORMAL, E4M3_TINY = _bases(3, 7)
 E5M2_NORMAL, E5M2_TINY = _bases(2, 15)
 
@@ -170,12 +169,21 @@ E5M2_NORMAL, E5M2_TINY = _bases(2, 15)
 def fill_table(form: int, scale: np.float32, tables: Array, begin: int) -> None:
     """Fill the table that begins at a byte, of a scale that is tame and not 0."""
     by = (NO_ZERO, scale, NO_OFFSET)
-    if form == 0:
+    if form == E4M3:
         fill(E4M3_NORMAL, tables, begin, by)
         fill(E4M3_TINY, tables, begin + 2 * LANES, by)
     else:
         fill(E5M2_NORMAL, tables, begin, by)
         fill(E5M2_TINY, tables, begin + 2 * LANES, by)
+
+
+@jitable
+def are_finite(codes: Array, wild: int) -> bool:
+    """Return whether all magnitudes of codes are below `wild`."""
+    top = u1(0)
+    for i in range(codes.size):
+        top = max(top, u1(codes[i] & u1(0x7F)))
+    return bool(top < wild)
 
 
 @jitable
@@ -209,16 +217,16 @@ def _decoder(mantissa_bits: int) -> Any:
         col, group, stop, fine = 0, 0, min(group_cols - first, cols), True
         if group_cols == WIDE and first == 0:  # MXFP8: the loop below would take half of the time
             group = cols // WIDE
-            fine = each(codes, tables, groups, out, (at, 0, 2 * out_at), group)
+            fine = each(codes, tables, groups, out, (at, 0, 2 * out_at, group))
             col, stop = group * WIDE, cols
         while col < cols:
             count = (stop - col) // WIDE
-            begin = (at + col, group, 2 * (out_at + col))
-            fine = run(codes, tables, groups, out, begin, count) and fine
+            begin = (at + col, group, 2 * (out_at + col), count)
+            fine = run(codes, tables, groups, out, begin) and fine
             col += count * WIDE
             if stop - col >= LANES:
-                begin = (at + col, group, 2 * (out_at + col))
-                fine = one(codes, tables, groups, out, begin, 1) and fine
+                begin = (at + col, group, 2 * (out_at + col), 1)
+                fine = one(codes, tables, groups, out, begin) and fine
                 col += LANES
             while col < stop:
                 byte = codes[at + col]

@@ -140,6 +140,9 @@ def fill_planes(scales: Array, begin: int, room: Room, planes: Array, how: Tripl
             room.wide[i] = as_u4(f4(room.each[i] * room.by[i]))
     else:
         products(room.each, room.by, room.exact, room.wide)
+    if width == STRIDE:  # outputs one after the other
+        narrow(code, room.wide, planes)
+        return
     narrow(code, room.wide, room.outputs)
     if width == 2:
         _to_planes(room.outputs.view(u2), planes)

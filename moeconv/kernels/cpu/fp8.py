@@ -27,7 +27,16 @@ from moeconv.kernels.cpu.base import (
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
-from moeconv.kernels.cpu.eights import TABLE, Place, decode_e4m3, decode_e5m2, fill_table
+from moeconv.kernels.cpu.eights import (
+    E4M3,
+    E5M2,
+    TABLE,
+    Place,
+    are_finite,
+    decode_e4m3,
+    decode_e5m2,
+    fill_table,
+)
 from moeconv.kernels.cpu.floats import BF16, CODES, as_f32, as_u4, u2, u4
 from moeconv.kernels.cpu.scaled import (
     CHUNK,
@@ -43,7 +52,6 @@ from moeconv.kernels.cpu.scaled import (
 )
 from moeconv.types import Params
 
-E4M3, E5M2 = range(2)
 FORMATS = {"F8_E4M3": E4M3, "F8_E5M2": E5M2}
 SHORT = 16  # columns of a block below which its scale is not worth a table
 U8 = np.dtype(np.uint8)
@@ -108,14 +116,6 @@ def _fast_e5m2(codes: Array, scales: Array, out: Array) -> None:
 
 
 @jitable
-def _are_finite(codes: Array, wild: int) -> bool:
-    top = np.uint8(0)
-    for i in range(codes.size):
-        top = max(top, np.uint8(codes[i] & np.uint8(0x7F)))
-    return bool(top < wild)
-
-
-@jitable
 def _decode_wide(codes: Array, table: Array, scratch: Scratch, how: Pair, out: Array) -> Triple:
     """Fill the bytes `out` and return the counts. how: output dtype; whether all is tame."""
     values, scales = scratch.values[: codes.size], scratch.scales[: codes.size]
@@ -170,7 +170,8 @@ def _fill_tables(floats: Array, at: int, groups: Array, form: int, tables: Array
 def _new_tables(scales: Scales, job: Job) -> Array:
     """Return room for the tables of a band; of E8M0 scales the tables of all tame ones met."""
     stored, _, values = scales
-    tables = np.empty(max(256, CHUNK // SHORT + 2) * TABLE, np.uint8)
+    room = np.empty((max(256, CHUNK // SHORT + 2) + 1) * TABLE, np.uint8)
+    tables = room[-room.ctypes.data % TABLE :]  # none lies across two lines of the cache
     if values.size:
         least, most = np.uint8(255), np.uint8(0)
         for i in range(stored.size):
@@ -237,7 +238,7 @@ def _decode(
                 if _look_up(codes, tables, groups, out, place, job):
                     continue
             taken = codes[row * pitches[0] + start : row * pitches[0] + stop]
-            fine = tame and not by_tables and _are_finite(taken, job.wild)
+            fine = tame and not by_tables and are_finite(taken, job.wild)
             if not is_spread:
                 _spread_band(scales, at, scratch, job, (start, stop))
                 is_spread = True

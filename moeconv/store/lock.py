@@ -18,6 +18,7 @@ _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 # Nothing has begun where these come: there is nothing that could continue.
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 _OWNER_NBYTES = 4096
+_MOST_ATTEMPTS = 100  # of which each but the last meets another run that just removes the lock
 
 flock = fcntl.flock
 
@@ -38,8 +39,7 @@ class DirectoryLock:
 
     def __enter__(self) -> DirectoryLock:
         try:
-            while self._fd < 0:
-                self._fd = self._attempt()
+            self._fd = self._locked()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         except OSError as error:
@@ -69,6 +69,18 @@ class DirectoryLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _locked(self) -> int:
+        """Return the locked descriptor."""
+        for _ in range(_MOST_ATTEMPTS):
+            fd = self._attempt()
+            if fd >= 0:
+                return fd
+        raise errors.IOFailed(
+            "the lock of the output directory cannot be made: it is gone as often as it is opened",
+            where=str(self.path),
+            hint="remove it if it is a link to nothing, and check the disk and its mount",
+        )
 
     def _attempt(self) -> int:
         """Return the locked descriptor, or -1 if the file was removed while it was being locked."""

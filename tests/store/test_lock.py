@@ -110,3 +110,12 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / ".moeconv").write_bytes(b"")
     with pytest.raises(IOFailed), DirectoryLock(tmp_path):
         pytest.fail("nothing is locked")
+
+
+def test_a_lock_that_leads_nowhere_is_said(tmp_path: Path) -> None:
+    """It can neither be opened nor made, however often that is tried."""
+    (tmp_path / ".moeconv").mkdir()
+    (tmp_path / ".moeconv/lock").symlink_to("missing/lock")
+    with pytest.raises(IOFailed, match="cannot be made") as failure, DirectoryLock(tmp_path):
+        pytest.fail("held a lock that is not there")
+    assert failure.value.where == str(tmp_path / ".moeconv/lock")

@@ -46,6 +46,9 @@ NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
     "U64": np.uint64,
 }
 
+# Codecs whose kernels take their one part as it is stored: its dtype is a parameter.
+TOLD_THEIR_DTYPE = ("float", "raw", "repeated")
+
 KEEPING_NOTHING = BufferPool(0)
 
 
@@ -268,7 +271,7 @@ def _decode(
 
 def _with_float32_scales(weight: Weight, parts: Mapping[str, Array]) -> Mapping[str, Array]:
     """Return the parts as kernels take them: 16-bit scales, whose arrays do not say which, wide."""
-    if weight.codec == "float":  # its kernel knows what the one part is
+    if weight.codec in TOLD_THEIR_DTYPE:
         return parts
     given = dict(parts)
     for part, array in parts.items():

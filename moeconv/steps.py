@@ -14,7 +14,7 @@ from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
 from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
-from moeconv.decoding import PartRead, has_kernel, is_copy, part_reads
+from moeconv.decoding import TOLD_THEIR_DTYPE, PartRead, has_kernel, is_copy, part_reads
 from moeconv.kernels.cpu.int_windows import TURNED_ROWS
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
@@ -151,7 +151,7 @@ def _decoding_nbytes(work: Work, weight: Weight, window: Window, reads: Sequence
 
 def _scratch_nbytes(weight: Weight, window: Window, reads: Sequence[PartRead]) -> int:
     """Return the most memory that a kernel takes beside parts, output and tiles."""
-    if weight.codec == "float":
+    if weight.codec in TOLD_THEIR_DTYPE:
         return 0
     wide = sum(read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16"))
     if weight.codec == "nf4":  # its scales, out of tables or not

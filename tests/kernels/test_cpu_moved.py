@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ import torch
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window
 from moeconv.codecs.floats import RAW_DTYPES
+from moeconv.decoding import decode_window
 from moeconv.errors import ShapeMismatch
 from moeconv.kernels.cpu import KERNELS, TURNED_KERNELS, Counts, Kernel
 from moeconv.torch_dtypes import torch_dtype
 from moeconv.types import Params
+from tests.codecs.float_oracles import weight_of
 from tests.kernels.int_parts import draw, scales
-from tests.kernels.oracle import OUTPUTS, as_numpy, rounded
+from tests.kernels.oracle import OUTPUTS, as_numpy, headers, rounded
 
 
 def check(kernel: Kernel, stored: np.ndarray, params: Params, values: torch.Tensor) -> None:
@@ -40,6 +44,25 @@ def test_repeated(size: tuple[int, int], block: tuple[int, int], dtype: str) -> 
     values = CODECS["repeated"].decode({"weight": stored}, window, params)
     check(KERNELS["repeated"], as_numpy(stored), params, values)
     check(TURNED_KERNELS["repeated"], as_numpy(stored.T), params, values.T)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+@pytest.mark.parametrize("along", ["rows", "columns"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_repeated_of_a_weight(turned: bool, along: str, dtype: str) -> None:
+    """What kernels of other codecs take in float32 comes to this one as it is stored."""
+    params: Params = {"dtype": dtype, "rows": 2, "cols": 4}
+    stored = scales(4, 3, dtype=dtype, wild=0.2)
+    given = stored.T.contiguous() if turned else stored
+    weight = weight_of(CODECS["repeated"], params, headers({"weight": given}), turned)
+    weight = replace(weight, rows=8, cols=12)
+    window = Window(0, 8, 0, 12)
+    values = CODECS["repeated"].decode({"weight": stored}, window, params)
+    for out_dtype, (kind, *_) in OUTPUTS.items():
+        wanted, counts = rounded(values, out_dtype)
+        out = np.empty((8, 12), kind) if along == "rows" else np.empty((12, 8), kind).T
+        assert decode_window(weight, {"weight": as_numpy(given)}, window, out_dtype, out) == counts
+        np.testing.assert_array_equal(np.ascontiguousarray(out).view(wanted.dtype), wanted)
 
 
 @pytest.mark.parametrize("dtype", [one for one in RAW_DTYPES if one != "BOOL"])

@@ -82,6 +82,31 @@ def test_state_is_vllms_own(source: Path, dump: Path, tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text()) == config
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scales_of_16_bits_are_repeated(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Ranks that cut a block take a finer grid of the same numbers, in vLLM's float32."""
+    source, tp = STATES / "qwen3_moe_fp8_refined" / "hf", 2
+    shutil.copytree(source, tmp_path / "narrow")
+    for path in (tmp_path / "narrow").glob("*.safetensors"):
+        stored = load_file(path)
+        stored |= {key: value.to(dtype) for key, value in stored.items() if is_scale(key)}
+        save_file(stored, path, {"format": "pt"})
+    for name, root in (("wide", source), ("narrow", tmp_path / "narrow")):
+        out = tmp_path / f"{name}-out"
+        plan = api.plan(root, out, layout="vllm", dtype="keep", tp=tp)
+        assert "repeated" in {weight.codec for weight in plan.weights}
+        api.convert(plan, out)
+    for rank in range(tp):
+        wide, narrow = (read_rank(tmp_path / f"{name}-out", rank) for name in ("wide", "narrow"))
+        assert wide.keys() == narrow.keys()
+        for key, value in wide.items():
+            assert equal(narrow[key], value.to(dtype).float() if is_scale(key) else value), key
+
+
+def is_scale(key: str) -> bool:
+    return key.endswith("scale_inv")
+
+
 def quantize_blocks(root: Path, source: Path, block: int) -> dict[str, torch.Tensor]:
     """Write a model's linears as random FP8 blocks; return all of its tensors."""
     generator = torch.Generator().manual_seed(5)

@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
 
 # parts, window, params, output dtype, output [rows, cols]. Parts are as stored, except that BF16
-# and F16 scales come widened to float32.
+# and F16 scales of quantized numbers come widened to float32.
 Kernel = Callable[[Mapping[str, Array], Window, Params, str, Array], Counts]
 
 # The array that holds a dtype's elements; BF16 and F16 as bits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -67,11 +68,13 @@ class Said:
         """Tell a part, and what of it."""
         if self._silent:
             return
-        if self._terminal:
-            text = f"measuring {part}: {detail}" if detail else f"measuring {part}"
-            print(f"\r\x1b[K{text}" if part else "\r\x1b[K", end="", file=sys.stderr, flush=True)
-        elif part and part != self._part:
-            print(f"measuring {part}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads: no reason to stop measuring
+            if self._terminal:
+                text = f"measuring {part}: {detail}" if detail else f"measuring {part}"
+                line = f"\r\x1b[K{text}" if part else "\r\x1b[K"
+                print(line, end="", file=sys.stderr, flush=True)
+            elif part and part != self._part:
+                print(f"measuring {part}", file=sys.stderr, flush=True)
         self._part = part
 
 

@@ -14,6 +14,7 @@ from moeconv.types import Json
 
 BUG = 1
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports programs that do not ignore it
+PRINTING = ("moeconv.cli", "rich", "typer", "click")  # no other file is written in these
 
 
 def run_guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
@@ -40,8 +41,10 @@ def report(error: Exception, arguments: Sequence[str]) -> int:
     if known is None and verbose:
         traceback.print_exception(error, file=sys.stderr)
     if "--json" in arguments:
-        print(json.dumps(error_facts(error, verbose=verbose), indent=1, ensure_ascii=False))
-        return known.exit_code if known else BUG
+        facts = json.dumps(error_facts(error, verbose=verbose), indent=1, ensure_ascii=False)
+        with contextlib.suppress(OSError):  # where stdout takes nothing, stderr says it
+            print(facts, flush=True)
+            return known.exit_code if known else BUG
     shown = known or _bug(error, verbose=verbose)
     with contextlib.suppress(OSError):
         print(f"{type(known or error).__name__}: {shown}", file=sys.stderr)
@@ -65,8 +68,18 @@ def as_known(error: Exception) -> MoeconvError | None:
         name = error.filename
         where = os.fsdecode(name) if isinstance(name, str | bytes) else ""
         what = f"the system refused: {error.strerror or error}"
+        if not where and _is_of_stdout(error):
+            return IOFailed(what, where="stdout", hint="check where stdout goes, and its disk")
         return IOFailed(what, where=where, hint="check the path, its rights and its disk")
     return _as_usage(error) if "typer" in sys.modules else None
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Return whether an error came up where reports are printed."""
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+    return any(module == one or module.startswith(f"{one}.") for one in PRINTING)
 
 
 def _as_usage(error: Exception) -> MoeconvError | None:

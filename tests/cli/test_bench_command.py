@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import subprocess
@@ -240,3 +241,16 @@ def test_a_signal_leaves_nothing(number: int, code: int, tmp_path: Path) -> None
 )
 def test_durations_have_two_digits(seconds: float, text: str) -> None:
     assert rough(seconds) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_full_disk_below_stderr_stops_no_measurement(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        stream = io.TextIOWrapper(full, write_through=True)
+        monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+        monkeypatch.setattr(sys, "stderr", stream)
+        said = bench.Said(False)
+        said("disk", "write")
+        said("memory", "")

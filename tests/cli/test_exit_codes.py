@@ -191,6 +191,26 @@ def test_a_closed_pipe_is_no_error(words: tuple[str, ...], buffered: bool) -> No
     assert ran.returncode == 141
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "words", [("formats",), ("formats", "--json"), ("--help",), ("--version",)], ids=" ".join
+)
+def test_a_full_disk_below_stdout_is_said_on_stderr(words: tuple[str, ...], buffered: bool) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "moeconv", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+            timeout=60,
+        )
+    assert ran.returncode == 74
+    assert "Traceback" not in ran.stderr
+    assert "where: stdout" in ran.stderr
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(("words", "code"), [(("formats",), 0), (("inspect", "nowhere"), 2)])
 def test_streams_that_are_not_open(words: tuple[str, ...], code: int, closed: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_verified_gguf_architectures_are_documented() -> None:
     for row in ARCHITECTURES:
         if row.verified:
             assert row.arch in page
+
+
+def test_the_table_of_rooms_has_every_file_and_no_other() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`.+`) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    there = {path.name for path in (ROOT / "moeconv").glob("[a-z]*.py")}
+    there |= {f"{path.parent.name}/" for path in (ROOT / "moeconv").glob("*/__init__.py")}
+    assert [name for name in sorted(there) if not any(fnmatch(name, one) for one in named)] == []
+    assert [one for one in sorted(named) if not any(fnmatch(name, one) for name in there)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

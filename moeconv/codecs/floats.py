@@ -18,7 +18,10 @@ RAW_DTYPES = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")
 
 @dataclass(frozen=True, slots=True)
 class Floats:
-    """The identity codec; `params["dtype"]` is the stored dtype."""
+    """w = the stored number: BF16, F16, F32 or F64.
+
+    Parameters: dtype, the stored one.
+    """
 
     name: str = "float"
     reference_nbytes: int = 4

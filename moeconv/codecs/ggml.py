@@ -55,7 +55,11 @@ def dequantize_rows(rows: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.fl
 
 @dataclass(frozen=True, slots=True)
 class Ggml:
-    """`params["type"]` is ggml's name of the type; the tensor's dtype is `GGML:` and this name."""
+    """Every block type of GGUF that gguf-py decodes, as ggml does.
+
+    Parameters: type, ggml's name of it (the tensor's dtype is `GGML:` and this name), block_cols,
+    block_nbytes.
+    """
 
     name: str = "ggml"
     reference_nbytes: int = 30  # in large windows 9: gguf-py decodes 16 rows at a time

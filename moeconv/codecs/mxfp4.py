@@ -66,7 +66,10 @@ def e2m1_values(packed: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Mxfp4:
-    """w[n, 32g+j] = e2m1 * 2^(s[n,g]-127); `params` names the parts of codes and scales."""
+    """w[n, 32g+j] = e2m1 * 2^(s[n,g]-127).
+
+    Parameters: codes and scales, the names of the two parts.
+    """
 
     name: str = "mxfp4"
     reference_nbytes: int = 13

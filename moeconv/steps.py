@@ -15,7 +15,7 @@ from moeconv.codecs import CODECS
 from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import TOLD_THEIR_DTYPE, PartRead, has_kernel, is_copy, part_reads
-from moeconv.kernels.cpu.int_windows import TURNED_ROWS
+from moeconv.kernels.cpu.scratch import RULES
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
 from moeconv.store.buffers import PAGE_NBYTES, size_class
@@ -24,8 +24,6 @@ from moeconv.strips import tile_of
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
 
-TURNING_KERNELS = ("awq", "gptq")  # codecs whose parts lie along columns, but not their output
-INDICES_NBYTES = 64  # of these per row or column: where its field lies, and its group
 CONSTANT_TIMES = 3  # a constant's bytes, and its elements in float32
 
 
@@ -144,27 +142,21 @@ def _decoding_nbytes(work: Work, weight: Weight, window: Window, reads: Sequence
         held = CODECS[weight.codec].reference_nbytes * (window.rows + 1) * (window.cols + 1)
         return total + held + sum(read.nbytes for read in reads)  # copies of what lies turned
     if work.transposed != weight.transposed:
-        itemsize = max(DTYPE_BITS[dtype] // 8 for dtype in dtypes)
-        total += lent_nbytes(tile_of(weight, window, itemsize).nbytes)
-    return total + _scratch_nbytes(weight, window, reads)
+        tiles = (tile_of(weight, window, DTYPE_BITS[dtype] // 8) for dtype in dtypes)
+        total += max(lent_nbytes(tile.nbytes) for tile in tiles)
+    return total + max(_scratch_nbytes(weight, reads, window, dtype) for dtype in dtypes)
 
 
-def _scratch_nbytes(weight: Weight, window: Window, reads: Sequence[PartRead]) -> int:
+def _scratch_nbytes(weight: Weight, reads: Sequence[PartRead], window: Window, dtype: str) -> int:
     """Return the most memory that a kernel takes beside parts, output and tiles."""
     if weight.codec in TOLD_THEIR_DTYPE:
         return 0
-    wide = sum(read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16"))
-    if weight.codec == "nf4":  # its scales, out of tables or not
-        return -(-window.rows * weight.cols // int(weight.params["blocksize"])) * 4
-    if weight.codec not in TURNING_KERNELS:
-        return wide
-    # What lies along columns is turned: all of the zero points, some rows at a time of the rest,
-    # of which the last ones are still there while the next are made.
-    stored = wide + sum(read.nbytes for read in reads)
-    zeros = sum(read.nbytes for read in reads if read.part == "qzeros")
-    indices = INDICES_NBYTES * (window.rows + window.cols)
-    rows = min(2 * TURNED_ROWS, window.rows)
-    return wide + -(-stored * rows // max(window.rows, 1)) + zeros + indices
+    wide = {read.part: read.nbytes * 2 for read in reads if read.ref.dtype in ("BF16", "F16")}
+    rule = RULES.get(weight.codec)
+    if rule is None:
+        return sum(wide.values())
+    taken = {read.part: wide.get(read.part, read.nbytes) for read in reads}
+    return sum(wide.values()) + rule(taken, window, weight.params, dtype)
 
 
 def pieces(work: Work, max_nbytes: int) -> tuple[Piece, ...]:

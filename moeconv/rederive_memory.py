@@ -28,6 +28,11 @@ class Share(NamedTuple):
     memory_nbytes: int
     threads: int
 
+    @property
+    def is_short(self) -> bool:
+        """Return whether nothing that was freed should be kept, though that is a sixth slower."""
+        return self.memory_nbytes < DEFAULT_MEMORY_NBYTES
+
 
 def least_nbytes(plan: Plan, units: Iterable[Unit]) -> int:
     """Return the bytes that any of these units can be derived with by one thread."""

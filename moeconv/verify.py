@@ -255,7 +255,8 @@ class _Deep:
         block_nbytes = block_nbytes_within(self.share.memory_nbytes, threads)
         paths = {file.name: self.root / file.name for file in self.plan.files}
         raise_open_files(len(paths) + len(self.plan.model.source.files) + OTHER_FILES)
-        system.return_freed_memory()
+        if self.share.is_short:
+            system.return_freed_memory()
         with Reader(self.plan.model.source.files) as source, Reader(paths) as output:
             deriver = Deriver(self.plan, source, output, block_nbytes)
             for unit, checked in in_threads(deriver.check, self.units, threads):

@@ -145,7 +145,7 @@ def take(*sizes):
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
-assert verify(*sys.argv[1:], effort=Effort(jobs=1)).ok
+assert verify(*sys.argv[1:], effort=Effort(memory_nbytes=1 << 20, jobs=1)).ok
 before = resident()
 thread = threading.Thread(target=take, args=(30 << 20, 20 << 20))
 thread.start()

@@ -113,15 +113,32 @@ def check_memory(tasks: Iterable[Task], weights: Sequence[Weight], files: Sequen
     floor = 0
     seen: set[object] = set()
     for task in tasks:
-        members = tuple(weights[member.weight] for member in task.members)
-        kind = (
-            tuple((w.codec, w.rows, w.cols, w.is_expert) for w in members),
-            tuple((region.stop - region.start, region.nbytes) for region in task.regions),
-        )
+        work = Work(task, tuple(weights[member.weight] for member in task.members), files)
+        kind = _kind(work)
         if kind not in seen:
             seen.add(kind)
-            floor = max(floor, floor_nbytes(Work(task, members, files)))
+            floor = max(floor, floor_nbytes(work))
     return floor
+
+
+def _kind(work: Work) -> object:
+    """Return what a task's smallest pieces depend on, not in which files and slots they lie."""
+    members = [
+        (one.rows, *_form(w)) for one, w in zip(work.task.members, work.weights, strict=True)
+    ]
+    regions = []
+    for region in work.task.regions:
+        draft = work.draft(region)
+        form = (draft.dtype, draft.transposed, draft.encode, draft.constant)
+        regions.append((region.start, region.stop, region.nbytes, region.rects, form))
+    return tuple(members), tuple(regions)
+
+
+def _form(weight: Weight) -> tuple[object, ...]:
+    """Return how a weight is stored."""
+    parts = tuple((part, ref.dtype) for part, ref in weight.parts.items())
+    params = tuple(weight.params.items())
+    return weight.codec, weight.rows, weight.cols, weight.transposed, params, parts
 
 
 class Run:

@@ -18,8 +18,8 @@ from moeconv.decoding import TOLD_THEIR_DTYPE, PartRead, has_kernel, is_copy, pa
 from moeconv.kernels.cpu.scratch import RULES
 from moeconv.layouts.base import Draft
 from moeconv.rects import Rect
+from moeconv.store import direct, reader, writer
 from moeconv.store.buffers import PAGE_NBYTES, size_class
-from moeconv.store.writer import BOUNCE_NBYTES, DIRECT_MIN_NBYTES
 from moeconv.strips import tile_of
 from moeconv.tasks import Region, Task
 from moeconv.types import DTYPE_BITS, Span, Weight
@@ -81,20 +81,36 @@ def lent_nbytes(nbytes: int) -> int:
 
 def piece_nbytes(work: Work, piece: Piece) -> int:
     """Return the most bytes that a piece has in memory: parts, decoded values, regions, scratch."""
-    largest = total = 0  # largest: of what is read or written at once
+    total = beside = written = 0  # beside: what reading or writing takes at once
     for _, region in piece.regions:
         total += _region_nbytes(work, piece, region)
-        largest = max(largest, region.nbytes)
+        written = max(written, region.nbytes)
     for member, weight, window in zip(work.task.members, work.weights, piece.windows, strict=True):
         reads = part_reads(weight, member.slot, window)
         for read in reads:
-            total += lent_nbytes(read.nbytes) + read.scratch_nbytes
-        largest = max(largest, sum(read.nbytes for read in reads))
+            total += lent_nbytes(read.nbytes)
+        beside = max(beside, _reading_nbytes(reads))
         total += _decoding_nbytes(work, weight, window, reads)
-    if largest < DIRECT_MIN_NBYTES:
-        return total
-    # A job reads or writes: past the page cache, what lies otherwise than its pages goes by this.
-    return total + lent_nbytes(min(BOUNCE_NBYTES, largest + 2 * PAGE_NBYTES))
+    if written >= writer.DIRECT_MIN_NBYTES:
+        beside = max(beside, _bounce_nbytes(written, writer.BOUNCE_NBYTES))
+    return total + beside
+
+
+def _bounce_nbytes(nbytes: int, most: int) -> int:
+    """Return what goes by way of a bounce: past the page cache, what lies not as its pages do."""
+    return lent_nbytes(min(most, nbytes + 2 * PAGE_NBYTES))
+
+
+def _reading_nbytes(reads: Sequence[PartRead]) -> int:
+    """Return the most memory that the reader takes: bounces, and what it reads to throw away."""
+    spans = [read.scratch_nbytes for read in reads if read.scratch_nbytes]
+    ranges = [read.nbytes for read in reads if not read.scratch_nbytes]
+    gaps = sum(ranges) // direct.LEAST_WANTED if len(ranges) > 1 else 0
+    total = max(map(lent_nbytes, spans), default=0)
+    most = max(sum(ranges) + gaps, *spans, 0)
+    if most >= reader.DIRECT_MIN_NBYTES:
+        return total + _bounce_nbytes(most, reader.BOUNCE_NBYTES)
+    return total + (lent_nbytes(gaps) if gaps else 0)
 
 
 def _region_nbytes(work: Work, piece: Piece, region: Region) -> int:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, block_of, part_slice
 from moeconv.kernels.cpu import Counts, copy_into
+from moeconv.kernels.cpu.copies import CLASHING_NBYTES, LINE_NBYTES
 from moeconv.store.buffers import BufferPool
 from moeconv.types import Weight
 
@@ -24,7 +25,6 @@ Decode = Callable[[Mapping[str, Array], Window, Array], Counts]
 
 TILE_NBYTES = 3 << 20  # larger ones leave the caches, smaller ones are more calls
 FEWEST_LINES = 32  # turned they fill whole cache lines, of 2 bytes and of 4
-LINE_NBYTES, CLASHING_NBYTES = 64, 2048  # lines so far apart would share few sets of a cache
 
 
 class Tile(NamedTuple):

@@ -15,6 +15,7 @@ from moeconv import strips
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import decode_window, part_reads
+from moeconv.kernels.cpu.copies import CLASHING_NBYTES
 from moeconv.kernels.cpu.scratch import RULES
 from moeconv.steps import _decoding_nbytes, _scratch_nbytes, lent_nbytes
 from moeconv.strips import TILE_NBYTES, tile_of
@@ -77,7 +78,7 @@ def test_strips_are_a_window_in_order_on_blocks(turned: bool, cols: int, itemsiz
     unit = np.lcm(block, strips.FEWEST_LINES)
     assert tile.nbytes <= max(TILE_NBYTES, unit * tile.pitch)
     assert tile.length * itemsize <= tile.pitch < tile.length * itemsize + 65
-    assert tile.pitch % strips.CLASHING_NBYTES
+    assert tile.pitch % CLASHING_NBYTES
 
 
 @pytest.mark.parametrize("turned", [False, True])

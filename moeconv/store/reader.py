@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from moeconv.errors import BadSource, IOFailed, MoeconvError
 from moeconv.store import direct, system
-from moeconv.store.buffers import BufferPool, aligned
+from moeconv.store.buffers import BufferPool
 from moeconv.store.strides import runs_per_read
 
 Bytes = npt.NDArray[np.uint8] | memoryview | bytearray
@@ -294,14 +294,15 @@ class Reader:
     def _read_through_cache(self, opened: _Opened, group: direct.Ranges) -> int:
         """Return the bytes read from the first offset on."""
         start, stop = direct.extent(group)
-        views: list[memoryview] = []
-        at = start
-        for offset, view in group:
-            if at < offset:
-                views.append(memoryview(bytearray(offset - at)))
-            views.append(view.data)
-            at = offset + view.size
-        return read_views(opened.cached, views, start, stop - start)
+        stops = [start, *(offset + view.size for offset, view in group)]
+        gaps = [offset - at for (offset, _), at in zip(group, stops, strict=False)]
+        if not any(gaps):
+            return read_views(opened.cached, [view.data for _, view in group], start, stop - start)
+        with self._bounces.take(max(gaps)) as thrown_away:  # each over the one before
+            views: list[memoryview] = []
+            for gap, (_, view) in zip(gaps, group, strict=True):
+                views += [thrown_away.array[:gap].data, view.data]
+            return read_views(opened.cached, views, start, stop - start)
 
     def _read_runs(
         self, file: str, offset: int, stride: int, runs: np.ndarray[Any, np.dtype[np.uint8]]
@@ -311,10 +312,10 @@ class Reader:
         if count == 1:
             self.read_into(file, offset, runs[0])
             return
-        span = aligned((count - 1) * stride + run, offset)
-        self.read_into(file, offset, span)
-        # The last row ends with the span, so no row reaches beyond it.
-        runs[:] = np.lib.stride_tricks.as_strided(span, (count, run), (stride, 1))
+        with self._bounces.take((count - 1) * stride + run, offset) as span:
+            self.read_into(file, offset, span.array)
+            # The last row ends with the span, so no row reaches beyond it.
+            runs[:] = np.lib.stride_tricks.as_strided(span.array, (count, run), (stride, 1))
 
     def _open(self, file: str) -> _Opened:
         found = self._opened.get(file)

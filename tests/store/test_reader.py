@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from moeconv.errors import BadSource, IOFailed
 from moeconv.store import reader as module
 from moeconv.store import strides
+from moeconv.store.buffers import BufferPool, Bytes, pages
 from moeconv.store.reader import Reader
 
 NBYTES = 3 << 20
@@ -246,3 +247,23 @@ def test_file_swapped_for_a_pipe(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         source.read_into("fifo", 0, np.zeros(1, np.uint8))
     assert open_files() == before
+
+
+def test_what_is_thrown_away_comes_from_the_pool(path: Path) -> None:
+    """The gaps of runs and those between ranges: memory that is touched once, and kept."""
+    made: list[int] = []
+
+    def make(nbytes: int) -> Bytes:
+        made.append(nbytes)
+        return pages(nbytes)
+
+    rows, near = np.zeros((300, 100), np.uint8), np.zeros((3, 40_000), np.uint8)
+    places = [7, 41_000, 82_100]
+    with Reader({"a": path}, BufferPool(1 << 20, make)) as source:
+        for _ in range(3):
+            source.read_strided("a", 11, 1000, 100, 300, rows)
+            source.read_ranges("a", list(zip(places, near, strict=True)))
+    wanted = [CONTENT[11 + at * 1000 :][:100] for at in range(300)]
+    np.testing.assert_array_equal(rows, wanted)
+    np.testing.assert_array_equal(near, [CONTENT[at:][:40_000] for at in places])
+    assert sorted(made) == [64 << 10, 320 << 10]

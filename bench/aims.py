@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 MET, MISSED = "yes", "**no**"
 UNEXPLAINED = "**unexplained**"
+STANDING = "What stands in the way:"
 
 
 class Aim(NamedTuple):
@@ -35,7 +36,7 @@ def table(aims: Sequence[Aim]) -> list[str]:
         value, bound = (format(number, aim.form) for number in (aim.value, aim.bound))
         lines.append(f"| {aim.text} | {sign} {bound} | {value} | {MET if aim.met else MISSED} |")
     told = [f"- {aim.text}: {aim.why() or UNEXPLAINED}" for aim in aims if not aim.met]
-    return [*lines, "", "What stands in the way:", "", *told] if told else lines
+    return [*lines, "", STANDING, "", *told] if told else lines
 
 
 def summary(lines: Sequence[str]) -> str:

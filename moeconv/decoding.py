@@ -1,17 +1,17 @@
-"""Parts read and decoded: a codec's kernel by name, its readable reference where there is none."""
+"""Parts decoded: a codec's kernel by name, its readable reference where there is none."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from moeconv.codecs import CODECS
-from moeconv.codecs.base import PartSlice, Window, part_slice
+from moeconv.codecs.base import Window
 from moeconv.errors import BadSource
 from moeconv.kernels.cpu import (
     KERNELS,
@@ -24,27 +24,11 @@ from moeconv.kernels.cpu import (
 from moeconv.kernels.cpu.amx import encode_part
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import cast
-from moeconv.store.buffers import Buffer, BufferPool
-from moeconv.store.reader import Reader
-from moeconv.store.strides import runs_per_read
+from moeconv.store.buffers import BufferPool
 from moeconv.strips import decode_in_strips
-from moeconv.types import DTYPE_BITS, TensorRef, Weight
+from moeconv.types import Weight
 
 Array = npt.NDArray[Any]
-
-# How the elements of a stored dtype lie in numpy; anything else is bytes.
-NUMPY_DTYPES: Mapping[str, npt.DTypeLike] = {
-    "BF16": np.uint16,
-    "F16": np.uint16,
-    "F32": np.float32,
-    "F64": np.float64,
-    "I16": np.int16,
-    "U16": np.uint16,
-    "I32": np.int32,
-    "U32": np.uint32,
-    "I64": np.int64,
-    "U64": np.uint64,
-}
 
 # Codecs whose kernels take their one part as it is stored: its dtype is a parameter.
 TOLD_THEIR_DTYPE = ("float", "raw", "repeated")
@@ -115,88 +99,6 @@ class CpuDecoder:
     def encode(self, form: str, part: str, values: Array, out: Array) -> int:
         """Fill the bytes `out`; see kernels/cpu/amx.py."""
         return encode_part(form, part, values, out)
-
-
-class PartRead(NamedTuple):
-    """The bytes of a part that a window needs: `runs` runs of `run` bytes every `stride` bytes."""
-
-    part: str
-    ref: TensorRef
-    offset: int
-    stride: int
-    run: int
-    runs: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.run * self.runs
-
-    @property
-    def scratch_nbytes(self) -> int:
-        """Return the most memory that Reader.read_strided takes beside the buffer."""
-        if self.stride == self.run or self.runs < 2:
-            return 0
-        at_once = min(runs_per_read(self.stride, self.run, self.runs), self.runs)
-        return 0 if at_once == 1 else at_once * self.stride
-
-
-def element_nbytes(dtype: str) -> int:
-    """Return the bytes of one stored element; GGML blocks are stored as bytes."""
-    return DTYPE_BITS.get(dtype, 8) // 8
-
-
-def part_reads(weight: Weight, slot: int, window: Window) -> tuple[PartRead, ...]:
-    """Return what to read for a block-aligned window of one slot of a weight."""
-    tiles = CODECS[weight.codec].tiles(weight.params)
-    reads = []
-    for part, tile in tiles.items():
-        ref = weight.parts.get(part)
-        if ref is not None:
-            reads.append(_read(part, ref, slot, part_slice(tile, window, weight)))
-    return tuple(reads)
-
-
-def _read(part: str, ref: TensorRef, slot: int, wanted: PartSlice) -> PartRead:
-    width = element_nbytes(ref.dtype)
-    majors, minors = wanted.extent
-    stride = minors * width
-    start = ref.offset + slot * majors * stride + wanted.major.start * stride
-    if wanted.minor.length == minors:  # whole lines lie side by side
-        return PartRead(part, ref, start, stride, stride, wanted.major.length)
-    run = wanted.minor.length * width
-    start += wanted.minor.start * width
-    return PartRead(part, ref, start, stride, run, wanted.major.length)
-
-
-def read_parts(
-    reader: Reader, pool: BufferPool, reads: tuple[PartRead, ...], phase: int | None = None
-) -> tuple[dict[str, Array], list[Buffer]]:
-    """Return every part's elements [major, minor], and the buffers to give back with them.
-
-    `phase`: what the addresses are congruent to; None: to where the parts lie in their files.
-    """
-    buffers = [pool.take(one.nbytes, one.offset if phase is None else phase) for one in reads]
-    whole: dict[str, list[tuple[int, Array]]] = {}
-    for read, buffer in zip(reads, buffers, strict=True):
-        if read.stride == read.run:
-            whole.setdefault(read.ref.file, []).append((read.offset, buffer.array))
-        else:
-            reader.read_strided(
-                read.ref.file, read.offset, read.stride, read.run, read.runs, buffer.array
-            )
-    for file, ranges in whole.items():
-        reader.read_ranges(file, ranges)
-    parts = {
-        one.part: _elements(one, buffer.array) for one, buffer in zip(reads, buffers, strict=True)
-    }
-    return parts, buffers
-
-
-def _elements(read: PartRead, memory: Array) -> Array:
-    dtype = NUMPY_DTYPES.get(read.ref.dtype, np.uint8)
-    if not read.nbytes:
-        return np.empty((read.runs, 0), dtype)
-    return memory.view(dtype).reshape(read.runs, -1)
 
 
 def is_copy(weight: Weight, dtype: str) -> bool:

@@ -14,13 +14,12 @@ from moeconv.decoding import (
     Decoder,
     count_copied,
     is_copy,
-    part_reads,
-    read_parts,
 )
 from moeconv.errors import NonFiniteValue
 from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
+from moeconv.parts import part_reads, read_parts
 from moeconv.rects import Rect
 from moeconv.steps import Piece, Work, piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool

@@ -14,9 +14,10 @@ from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
 from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
-from moeconv.decoding import TOLD_THEIR_DTYPE, PartRead, has_kernel, is_copy, part_reads
+from moeconv.decoding import TOLD_THEIR_DTYPE, has_kernel, is_copy
 from moeconv.kernels.cpu.scratch import RULES
 from moeconv.layouts.base import Draft
+from moeconv.parts import PartRead, part_reads
 from moeconv.rects import Rect
 from moeconv.store import direct, reader, writer
 from moeconv.store.buffers import PAGE_NBYTES, size_class

@@ -14,9 +14,10 @@ import torch
 from moeconv import strips
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, block_of
-from moeconv.decoding import decode_window, part_reads
+from moeconv.decoding import decode_window
 from moeconv.kernels.cpu.copies import CLASHING_NBYTES
 from moeconv.kernels.cpu.scratch import RULES
+from moeconv.parts import part_reads
 from moeconv.steps import _decoding_nbytes, _scratch_nbytes, lent_nbytes
 from moeconv.strips import TILE_NBYTES, tile_of
 from moeconv.types import Params, Weight

@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "moeconv.arrange",
         "moeconv.codecs",
         "moeconv.decoding",
+        "moeconv.parts",
         "moeconv.kernels",
         "moeconv.measure",
         "moeconv.store",

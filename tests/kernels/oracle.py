@@ -12,8 +12,9 @@ import torch
 from moeconv import strips
 from moeconv.codecs import CODECS
 from moeconv.codecs.base import Window, part_slice
-from moeconv.decoding import NUMPY_DTYPES, decode_window
+from moeconv.decoding import decode_window
 from moeconv.kernels.cpu import KERNELS, TURNED_KERNELS, Counts
+from moeconv.parts import NUMPY_DTYPES
 from moeconv.types import Params, TensorRef, Weight
 from tests.codecs.float_oracles import DTYPE_NAMES, ref, weight_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeconv.decoding import PartRead, read_parts
+from moeconv.parts import PartRead, read_parts
 from moeconv.store.buffers import PAGE_NBYTES, BufferPool, address
 from moeconv.store.reader import Reader
 from moeconv.types import TensorRef

@@ -13,10 +13,11 @@ from moeconv.arrange import OutFile
 from moeconv.errors import Interrupted, MoeconvError
 from moeconv.journal import Entry, Journal, Segment
 from moeconv.process import Context, Done, process, task_nbytes
-from moeconv.steps import Work, floor_nbytes
+from moeconv.steps import floor_nbytes
 from moeconv.store.writer import OutputFile
 from moeconv.tasks import Task
 from moeconv.types import Weight
+from moeconv.work import Work
 
 OTHER_FILES = 1024  # beside outputs, which take two each: those of the source
 SYNC_SECONDS = 5.0  # finished tasks become durable at least this often
@@ -186,7 +187,7 @@ class Run:
                 job = next(waiting, None)
                 if job is None:
                     return
-                nbytes = task_nbytes(job.work, self._context.max_nbytes)
+                nbytes = task_nbytes(job.work, self._context)
                 taken = self._admission.enter(nbytes)
             try:
                 self._finished.put((job, process(job.work, self._context)))

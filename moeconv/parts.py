@@ -54,6 +54,11 @@ class PartRead(NamedTuple):
         at_once = min(runs_per_read(self.stride, self.run, self.runs), self.runs)
         return 0 if at_once == 1 else at_once * self.stride
 
+    @property
+    def asked_nbytes(self) -> int:
+        """Return the bytes that are read: gaps that are short with what lies around them."""
+        return self.stride * self.runs if self.scratch_nbytes else self.nbytes
+
 
 def element_nbytes(dtype: str) -> int:
     """Return the bytes of one stored element; GGML blocks are stored as bytes."""

@@ -16,17 +16,18 @@ from moeconv.decoding import (
     is_copy,
 )
 from moeconv.errors import NonFiniteValue
+from moeconv.held import TaskParts
 from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
-from moeconv.parts import part_reads, read_parts
 from moeconv.rects import Rect
-from moeconv.steps import Piece, Work, piece_nbytes, pieces
+from moeconv.steps import piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.writer import OutputFile
 from moeconv.tasks import Region
 from moeconv.types import DTYPE_BITS, Weight
+from moeconv.work import Piece, Work
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +52,8 @@ class Context(NamedTuple):
     reader: Reader
     pool: BufferPool
     outputs: Mapping[int, OutputFile]  # only of the files that this run writes
-    max_nbytes: int
+    max_nbytes: int  # of a piece
+    most_nbytes: int  # of a piece and the parts that all pieces of a task share
     nonfinite: str
     decoder: Decoder
 
@@ -63,24 +65,30 @@ def process(work: Work, context: Context) -> Done:
     """
     hashes = [xxhash.xxh3_128() for _ in work.task.regions]
     total = Counts(0, 0, 0)
-    for piece in pieces(work, context.max_nbytes):
-        counts = _Piece(work, piece, context).run(hashes)
-        total = total.plus(counts)
+    parts = TaskParts(work, context.reader, context.pool)
+    try:
+        for piece in pieces(work, context.max_nbytes, context.most_nbytes):
+            counts = _Piece(work, piece, context, parts).run(hashes)
+            total = total.plus(counts)
+    finally:
+        parts.give()
     return Done(tuple(one.hexdigest() for one in hashes), total)
 
 
-def task_nbytes(work: Work, max_nbytes: int) -> int:
+def task_nbytes(work: Work, context: Context) -> int:
     """Return the most bytes that a task has in memory at once."""
-    return max(piece_nbytes(work, piece) for piece in pieces(work, max_nbytes))
+    cut = pieces(work, context.max_nbytes, context.most_nbytes)
+    return max(piece_nbytes(work, piece) for piece in cut)
 
 
 class _Piece:
     """One piece in memory: decoded windows by member and dtype, then its regions."""
 
-    def __init__(self, work: Work, piece: Piece, context: Context) -> None:
+    def __init__(self, work: Work, piece: Piece, context: Context, parts: TaskParts) -> None:
         self.work = work
         self.piece = piece
         self.context = context
+        self.parts = parts
         self.buffers: list[Buffer] = []
 
     def run(self, hashes: Sequence[Any]) -> Counts:
@@ -110,13 +118,10 @@ class _Piece:
         decoded: dict[tuple[int, str], Array] = {}
         nan = inf = overflow = 0
         phase = self.piece.regions[0][1].offset if self.piece.regions else 0
-        members = zip(self.work.task.members, self.work.weights, self.piece.windows, strict=True)
-        for index, (member, weight, window) in enumerate(members):
-            reads = part_reads(weight, member.slot, window)
+        members = zip(self.work.weights, self.piece.windows, strict=True)
+        for index, (weight, window) in enumerate(members):
             copied = any(is_copy(weight, dtype) for dtype in self.work.dtypes)
-            parts, buffers = read_parts(
-                self.context.reader, self.context.pool, reads, phase if copied else None
-            )
+            parts, buffers = self.parts.of(self.piece, index, phase if copied else None)
             self.buffers += buffers
             for number, dtype in enumerate(self.work.dtypes):
                 if is_copy(weight, dtype):

@@ -1,78 +1,24 @@
-"""A task in pieces that fit in memory: runs of rows (of columns, where the output is transposed).
-
-Pieces come in the order of the bytes that they write, so that a region's digest is taken in one
-pass; the digests do not depend on how small the pieces are.
-"""
+"""A task in pieces that fit in memory: what each of them takes, and how small they have to be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import lcm
-from typing import NamedTuple
 
-from moeconv.arrange import OutFile
 from moeconv.codecs import CODECS
 from moeconv.codecs.amx import packed_rows
 from moeconv.codecs.base import Window, block_of
 from moeconv.decoding import TOLD_THEIR_DTYPE, has_kernel, is_copy
 from moeconv.kernels.cpu.scratch import RULES
-from moeconv.layouts.base import Draft
 from moeconv.parts import PartRead, part_reads
-from moeconv.rects import Rect
 from moeconv.store import direct, reader, writer
 from moeconv.store.buffers import PAGE_NBYTES, size_class
 from moeconv.strips import tile_of
-from moeconv.tasks import Region, Task
+from moeconv.tasks import Region
 from moeconv.types import DTYPE_BITS, Span, Weight
+from moeconv.work import Piece, Work, cut_piece, whole_piece
 
 CONSTANT_TIMES = 3  # a constant's bytes, and its elements in float32
-
-
-class Piece(NamedTuple):
-    """What is in memory at once: a window per member, and (index of the region, its part)."""
-
-    windows: tuple[Window, ...]
-    regions: tuple[tuple[int, Region], ...]
-
-
-class Work(NamedTuple):
-    """A task with what it refers to."""
-
-    task: Task
-    weights: tuple[Weight, ...]  # of its members
-    files: Sequence[OutFile]
-
-    @property
-    def transposed(self) -> bool:
-        return any(
-            self.files[region.file].tensors[region.tensor].draft.transposed
-            for region in self.task.regions
-        )
-
-    def line_nbytes(self, region: Region) -> int:
-        """Return the bytes of one row of a region's output matrix."""
-        return region.nbytes // max(region.stop - region.start, 1)
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """Return the dtypes that the task writes: every piece is decoded to all of them.
-
-        So the experts' NaN are counted whichever regions a run writes, in however many pieces.
-        """
-        return tuple(sorted({self.dtype(region) for region in self.task.regions}))
-
-    @property
-    def first_row(self) -> int:
-        """Return the row of its members at which the task begins."""
-        return self.task.members[0].rows.start
-
-    def dtype(self, region: Region) -> str:
-        """Return the dtype that a region is written in, or encoded from."""
-        return self.draft(region).decoded
-
-    def draft(self, region: Region) -> Draft:
-        """Return the draft of the tensor that a region is a part of."""
-        return self.files[region.file].tensors[region.tensor].draft
 
 
 def lent_nbytes(nbytes: int) -> int:
@@ -88,10 +34,14 @@ def piece_nbytes(work: Work, piece: Piece) -> int:
         written = max(written, region.nbytes)
     for member, weight, window in zip(work.task.members, work.weights, piece.windows, strict=True):
         reads = part_reads(weight, member.slot, window)
-        for read in reads:
-            total += lent_nbytes(read.nbytes)
-        beside = max(beside, _reading_nbytes(reads))
+        total += sum(lent_nbytes(read.nbytes) for read in reads)
+        if not piece.held:
+            beside = max(beside, _reading_nbytes(reads))
         total += _decoding_nbytes(work, weight, window, reads)
+    if piece.held:
+        held = _reads(work, piece.held)
+        total += sum(lent_nbytes(read.nbytes) for read in held)
+        beside = max(beside, _reading_nbytes(held))
     if written >= writer.DIRECT_MIN_NBYTES:
         beside = max(beside, _bounce_nbytes(written, writer.BOUNCE_NBYTES))
     return total + beside
@@ -176,31 +126,77 @@ def _scratch_nbytes(weight: Weight, reads: Sequence[PartRead], window: Window, d
     return sum(wide.values()) + rule(taken, window, weight.params, dtype)
 
 
-def pieces(work: Work, max_nbytes: int) -> tuple[Piece, ...]:
-    """Return the task in pieces of at most max_nbytes each, as far as its blocks allow."""
-    whole = _whole(work)
+def pieces(work: Work, max_nbytes: int, most_nbytes: int = 0) -> tuple[Piece, ...]:
+    """Return the task in pieces of at most max_nbytes each, as far as its blocks allow.
+
+    `most_nbytes`: with parts that are held beside them, for they may take more than a task's share.
+    """
+    whole = whole_piece(work)
     nbytes = piece_nbytes(work, whole)
     if nbytes <= max_nbytes or not work.weights:
         return (whole,)
     length, block = _split_axis(work)
     if length <= block:
         return (whole,)
-    step = max(length * max_nbytes // nbytes // block, 1) * block
+    cut = _cut_to_fit(work, (length, block), max_nbytes, ())
+    if not _is_read_again(work, whole, cut):
+        return cut
+    kept = sum(lent_nbytes(read.nbytes) for read in _reads(work, whole.windows))
+    allowed = min(kept + max_nbytes, max(max_nbytes, most_nbytes))
+    if nbytes <= allowed:
+        return (whole,)
+    if allowed - kept < max_nbytes // 4:  # many thin pieces would cost more than reading again
+        return cut
+    held = _cut_to_fit(work, (length, block), allowed, whole.windows)
+    return held if max(piece_nbytes(work, piece) for piece in held) <= allowed else cut
+
+
+def _cut_to_fit(
+    work: Work, axis: tuple[int, int], max_nbytes: int, held: tuple[Window, ...]
+) -> tuple[Piece, ...]:
+    """Return equal pieces of at most max_nbytes each, as far as the blocks allow.
+
+    `axis`: its (length, block).
+    """
+    length, block = axis
+    fixed = sum(lent_nbytes(read.nbytes) for read in _reads(work, held)) if held else 0
+    step = length
     while True:
-        cut = _cut_every(work, length, step)
+        cut = _cut_every(work, length, step, held)
         largest = max(piece_nbytes(work, piece) for piece in cut)
         if largest <= max_nbytes or step == block:
             return cut
-        step = max(min(step - block, step * max_nbytes // largest // block * block), block)
+        fits = step * max(max_nbytes - fixed, 0) // max(largest - fixed, 1)
+        step = max(min(-(-step // block) - 1, fits // block) * block, block)
 
 
-def _cut_every(work: Work, length: int, step: int) -> tuple[Piece, ...]:
-    return tuple(_piece(work, Span(at, min(at + step, length))) for at in range(0, length, step))
+def _is_read_again(work: Work, whole: Piece, cut: Sequence[Piece]) -> bool:
+    """Return whether pieces ask for more than a 32nd more of the source than the whole task."""
+    asked, once = (
+        sum(read.asked_nbytes for piece in given for read in _reads(work, piece.windows))
+        for given in (cut, (whole,))
+    )
+    return asked > once + once // 32
+
+
+def _reads(work: Work, windows: Sequence[Window]) -> list[PartRead]:
+    """Return what is read for windows of a task's members."""
+    members = zip(work.task.members, work.weights, windows, strict=True)
+    return [
+        read
+        for member, weight, window in members
+        for read in part_reads(weight, member.slot, window)
+    ]
+
+
+def _cut_every(work: Work, length: int, step: int, held: tuple[Window, ...]) -> tuple[Piece, ...]:
+    spans = (Span(at, min(at + step, length)) for at in range(0, length, step))
+    return tuple(cut_piece(work, span)._replace(held=held) for span in spans)
 
 
 def floor_nbytes(work: Work) -> int:
     """Return the bytes of the smallest pieces that a task can be cut into: of the largest one."""
-    whole = piece_nbytes(work, _whole(work))
+    whole = piece_nbytes(work, whole_piece(work))
     if not work.weights:
         return whole
     length, block = _split_axis(work)
@@ -211,16 +207,8 @@ def floor_nbytes(work: Work) -> int:
         for rect in region.rects:
             last = rect.cols.stop if work.transposed else rect.rows.stop - work.first_row
             starts.add(min(max(last - 1, 0), length - 1) // block * block)
-    cut = (_piece(work, Span(at, min(at + block, length))) for at in starts)
+    cut = (cut_piece(work, Span(at, min(at + block, length))) for at in starts)
     return min(whole, max(piece_nbytes(work, piece) for piece in cut))
-
-
-def _whole(work: Work) -> Piece:
-    windows = tuple(
-        Window(member.rows.start, member.rows.stop, 0, weight.cols)
-        for member, weight in zip(work.task.members, work.weights, strict=True)
-    )
-    return Piece(windows, tuple(enumerate(work.task.regions)))
 
 
 def _split_axis(work: Work) -> tuple[int, int]:
@@ -242,76 +230,3 @@ def _split_axis(work: Work) -> tuple[int, int]:
     if len(extents) != 1:
         return 1, 1
     return extents.pop().length, lcm(block_rows, *steps)
-
-
-def _piece(work: Work, span: Span) -> Piece:
-    """Return the piece for `span` of the split axis, counted from the members' first row."""
-    if work.transposed:
-        windows = tuple(Window(0, weight.rows, span.start, span.stop) for weight in work.weights)
-        cut = [_cut_columns(region, span) for region in work.task.regions]
-    else:
-        first = work.first_row
-        rows = Span(first + span.start, first + span.stop)
-        windows = tuple(Window(rows.start, rows.stop, 0, weight.cols) for weight in work.weights)
-        cut = [_cut_rows(region, rows) for region in work.task.regions]
-    regions = tuple(
-        (index, _placed(work, whole, rects))
-        for index, (whole, rects) in enumerate(zip(work.task.regions, cut, strict=True))
-        if rects
-    )
-    return Piece(windows, regions)
-
-
-def _cut_rows(region: Region, rows: Span) -> tuple[Rect, ...]:
-    cut = []
-    for rect in region.rects:
-        length, step = rect.rows.length, rect.rows.step
-        first = min(max(-(-(rows.start - rect.rows.start) // step), 0), length)
-        last = min(max(-(-(rows.stop - rect.rows.start) // step), 0), length)
-        is_end = (first < last == length) or (length == 0 and rows.start == 0)
-        padding = rect.own_rows - length if is_end else 0
-        if last - first + padding > 0:
-            start = rect.rows.start + first * step
-            cut.append(
-                rect._replace(
-                    rows=Span(start, start + (last - first) * step, step),
-                    at_row=rect.at_row + first * rect.row_step,
-                    own_rows=last - first + padding,
-                )
-            )
-    return tuple(cut)
-
-
-def _cut_columns(region: Region, cols: Span) -> tuple[Rect, ...]:
-    cut = []
-    for rect in region.rects:
-        start, stop = max(rect.cols.start, cols.start), min(rect.cols.stop, cols.stop)
-        is_end = stop == rect.cols.stop and start <= stop
-        padding = rect.own_cols - rect.cols.length if is_end else 0
-        if stop - start + padding > 0 and start <= stop:
-            cut.append(
-                rect._replace(
-                    cols=Span(start, stop),
-                    at_col=rect.at_col + start - rect.cols.start,
-                    own_cols=stop - start + padding,
-                )
-            )
-    return tuple(cut)
-
-
-def _placed(work: Work, whole: Region, rects: Sequence[Rect]) -> Region:
-    """Return the part of a region that some of its rectangles fill."""
-    if work.transposed:
-        start = min(rect.at_col for rect in rects)
-        stop = max(rect.at_col + rect.own_cols for rect in rects)
-    else:
-        start = min(rect.at_row for rect in rects)
-        stop = max(rect.at_row + max(rect.own_rows - 1, 0) * rect.row_step + 1 for rect in rects)
-    line = work.line_nbytes(whole)
-    return whole._replace(
-        start=start,
-        stop=stop,
-        offset=whole.offset + (start - whole.start) * line,
-        nbytes=(stop - start) * line,
-        rects=tuple(rects),
-    )

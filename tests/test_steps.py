@@ -14,10 +14,11 @@ from moeconv.errors import Refused
 from moeconv.execute import check_memory
 from moeconv.plan import Plan
 from moeconv.resources import Resources, check_floor, choose_limits, memory_for
-from moeconv.steps import Work, floor_nbytes, piece_nbytes, pieces
+from moeconv.steps import floor_nbytes, piece_nbytes, pieces
 from moeconv.store import direct
 from moeconv.store.buffers import Buffer, BufferPool, Bytes
 from moeconv.tasks import build_tasks
+from moeconv.work import Work, whole_piece
 from tests.checkpoints import Size, files_of, quick_directory, write_checkpoint
 from tests.test_main_job import all_pairs
 
@@ -123,6 +124,30 @@ def test_pieces_fit_and_cover_every_region_in_order(kind: str, options: dict[str
                     ends[index] += region.nbytes
             assert ends == [region.offset + region.nbytes for region in work.task.regions]
         assert len(pieces(work, 1 << 40)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gptoss-mxfp4", {}),
+        ("gptoss-mxfp4", {"dtype": "fp32"}),
+        ("gptoss-bf16", {"layout": "vllm", "tp": 2}),
+        ("gptoss-bf16", {"dtype": "fp16"}),
+    ],
+)
+def test_pieces_across_stored_lines_read_them_once(kind: str, options: dict[str, Any]) -> None:
+    with quick_directory() as directory:
+        source = write_checkpoint(directory / "src", kind, SIZE).root
+        plan = api.plan(source, **options)
+        largest = max(piece_nbytes(work, whole_piece(work)) for work in works(plan))
+        limit = largest * 5 // 6
+        assert max(len(pieces(work, limit)) for work in works(plan)) > 1
+        whole = api.convert(plan, directory / "whole", resources=Resources(jobs=1))
+        memory = Resources(memory_for(limit), 1)
+        assert api.convert(plan, directory / "out", resources=memory).read_nbytes == (
+            whole.read_nbytes
+        )
+        assert files_of(directory / "out") == files_of(directory / "whole")
 
 
 @pytest.mark.parametrize("options", [{}, {"layout": "vllm", "tp": 2}])

@@ -162,7 +162,7 @@ def _decode(
 
     def decode(parts: Mapping[str, Array], window: Window, lines: Array) -> Counts:
         if weight.transposed:
-            window = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+            window = window.turned
         return kernel(parts, window, weight.params, dtype, lines)
 
     lines = out.T if weight.transposed else out

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import xxhash
 
 from moeconv.arrange import OutTensor
-from moeconv.codecs import CODECS
+from moeconv.codecs import CODECS, weight_block
 from moeconv.codecs.amx import FORMS, encode
-from moeconv.codecs.base import Tile, Window, block_of, grow, part_slice
+from moeconv.codecs.base import Tile, Window, grow, part_slice
 from moeconv.element_bits import BITS, bits_of, rounded_bits, show
 from moeconv.layouts.base import Draft, Fill
 from moeconv.plan import Plan
@@ -256,12 +256,6 @@ class Deriver:
         stride = draft.cols * fill.row_step * width
         self._output.read_strided(name, start, stride, run, len(rows), memory)
         return memory.view(bits)
-
-
-def weight_block(weight: Weight) -> tuple[int, int]:
-    """Return the block of a weight that can only be decoded as a whole."""
-    tiles = CODECS[weight.codec].tiles(weight.params).values()
-    return block_of(tuple(tiles), weight.rows, weight.cols)
 
 
 def window_of(weight: Weight, taken: Array, fill: Fill) -> Window:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from moeconv.codecs import CODECS
+from moeconv.codecs import CODECS, weight_block
 from moeconv.errors import Refused
 from moeconv.layouts.base import Fill
 from moeconv.plan import Plan
-from moeconv.rederive import Unit, key_of, source_rows, weight_block, window_of
+from moeconv.rederive import Unit, key_of, source_rows, window_of
 from moeconv.store.space import choose_memory, human, memory_limit
 from moeconv.types import Place, element_count
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import lcm
 
-from moeconv.codecs import CODECS
+from moeconv.codecs import CODECS, weight_block
 from moeconv.codecs.amx import packed_rows
-from moeconv.codecs.base import Window, block_of
+from moeconv.codecs.base import Window
 from moeconv.decoding import TOLD_THEIR_DTYPE, has_kernel, is_copy
 from moeconv.kernels.cpu.scratch import RULES
 from moeconv.parts import PartRead, part_reads
@@ -215,8 +215,7 @@ def _split_axis(work: Work) -> tuple[int, int]:
     """Return (length, block) of the axis along which a task is cut; (1, 1) where it cannot be."""
     block_rows = block_cols = 1
     for weight in work.weights:
-        tiles = tuple(CODECS[weight.codec].tiles(weight.params).values())
-        rows, cols = block_of(tiles, weight.rows, weight.cols)
+        rows, cols = weight_block(weight)
         block_rows, block_cols = lcm(block_rows, rows), lcm(block_cols, cols)
     if work.transposed:
         lengths = {weight.cols for weight in work.weights}

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
-from moeconv.codecs import CODECS
-from moeconv.codecs.base import Window, block_of, part_slice
+from moeconv.codecs import CODECS, weight_block
+from moeconv.codecs.base import Window, part_slice
 from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.copies import CLASHING_NBYTES, LINE_NBYTES
 from moeconv.store.buffers import BufferPool
@@ -42,10 +42,7 @@ class Tile(NamedTuple):
 def tile_of(weight: Weight, window: Window, itemsize: int) -> Tile:
     """Return the tile for the strips of a window, which begin on blocks."""
     lines, length = _stored(weight, window)
-    rows, cols = block_of(
-        tuple(CODECS[weight.codec].tiles(weight.params).values()), weight.rows, weight.cols
-    )
-    unit = lcm(cols if weight.transposed else rows, FEWEST_LINES)
+    unit = lcm(weight_block(weight)[weight.transposed], FEWEST_LINES)
     pitch = length * itemsize
     pitch += 0 if pitch % CLASHING_NBYTES else LINE_NBYTES
     step = max(TILE_NBYTES // pitch // unit, 1) * unit

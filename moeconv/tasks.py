@@ -13,9 +13,8 @@ from math import gcd, lcm
 from typing import NamedTuple
 
 from moeconv.arrange import PAGE, OutFile, OutTensor
-from moeconv.codecs import CODECS
+from moeconv.codecs import weight_block
 from moeconv.codecs.amx import packed_rows
-from moeconv.codecs.base import block_of
 from moeconv.collector import paused
 from moeconv.layouts.base import Fill
 from moeconv.rects import Rect, join_rects
@@ -204,8 +203,7 @@ def _chunks(
     turned = any(draft.transposed for draft in drafts)
     if len(bundle) > 1 or not plain or turned or weight.rows * row_nbytes <= TASK_NBYTES:
         return (None,)
-    codec = CODECS[weight.codec]
-    block_rows, _ = block_of(tuple(codec.tiles(weight.params).values()), weight.rows, weight.cols)
+    block_rows, _ = weight_block(weight)
     page_rows = PAGE // gcd(PAGE, max(row_nbytes, 1))
     block_rows = lcm(block_rows, *(packed_rows(draft.encode) for draft in drafts))
     unit = lcm(block_rows, page_rows) if block_rows < weight.rows else weight.rows

@@ -39,10 +39,8 @@ class Work(NamedTuple):
 
     @property
     def transposed(self) -> bool:
-        return any(
-            self.files[region.file].tensors[region.tensor].draft.transposed
-            for region in self.task.regions
-        )
+        """Return whether an output lies transposed: then the task is cut along columns."""
+        return any(self.draft(region).transposed for region in self.task.regions)
 
     def line_nbytes(self, region: Region) -> int:
         """Return the bytes of one row of a region's output matrix."""

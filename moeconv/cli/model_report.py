@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from moeconv.cli.parse import show_numbers
-from moeconv.codecs import CODECS
-from moeconv.codecs.base import block_of
+from moeconv.codecs import weight_block
 from moeconv.model import Model
 from moeconv.types import Json, Weight, element_count
 
@@ -130,8 +129,7 @@ def oddities(model: Model) -> Iterator[str]:
 
 
 def _is_ragged(weight: Weight) -> bool:
-    tiles = tuple(CODECS[weight.codec].tiles(weight.params).values())
-    block_rows, block_cols = block_of(tiles, weight.rows, weight.cols)
+    block_rows, block_cols = weight_block(weight)
     return bool(weight.rows % block_rows or weight.cols % block_cols)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from moeconv.codecs import gptq, int_quantized, packed_int
 from moeconv.codecs.awq import Awq
-from moeconv.codecs.base import Codec, Window
+from moeconv.codecs.base import Codec, Window, block_of
 from moeconv.codecs.floats import Floats, Raw, Repeated
 from moeconv.codecs.fp8 import Fp8Block, Fp8Channel, Fp8Tensor
 from moeconv.codecs.ggml import Ggml
@@ -19,7 +19,7 @@ from moeconv.codecs.mxfp8 import Mxfp8
 from moeconv.codecs.nf4 import Nf4
 from moeconv.codecs.nvfp4 import Nvfp4Ct, Nvfp4Modelopt
 from moeconv.codecs.packed_int import PackedInt
-from moeconv.types import Params
+from moeconv.types import Params, Weight
 
 _ALL: tuple[Codec, ...] = (
     Floats(),
@@ -50,3 +50,9 @@ PAYLOAD_CHECKS: Mapping[str, Check] = {
     "int-quantized": int_quantized.check_payload,
     "packed-int": packed_int.check_payload,
 }
+
+
+def weight_block(weight: Weight) -> tuple[int, int]:
+    """Return the block of a weight, rows x cols, that can only be decoded as a whole."""
+    tiles = CODECS[weight.codec].tiles(weight.params).values()
+    return block_of(tuple(tiles), weight.rows, weight.cols)

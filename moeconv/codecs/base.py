@@ -102,6 +102,11 @@ class Window(NamedTuple):
     def cols(self) -> int:
         return self.col_stop - self.col_start
 
+    @property
+    def turned(self) -> Window:
+        """Return the same of a weight whose rows are stored as columns."""
+        return Window(self.col_start, self.col_stop, self.row_start, self.row_stop)
+
 
 class PartSlice(NamedTuple):
     """The stored elements of one slot of a part that a window needs: a 2-D slice [major, minor].

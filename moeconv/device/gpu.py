@@ -226,7 +226,7 @@ def _by_kernel(weight: Weight, parts: Parts, window: Window, out: Output) -> Non
     kernel = kernel_of(weight.codec, turned=weight.transposed)
     assert kernel is not None  # way_of looked
     if weight.transposed:  # as stored: parts, window and output
-        window = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+        window = window.turned
         out = out._replace(bits=out.bits.T)
     with _LAUNCH:
         kernel(parts, window, weight.params, out)

@@ -62,9 +62,7 @@ def decode(
     kernel = kernel_of(weight.codec, turned=weight.transposed)
     assert kernel is not None
     given = {part: on_device(tensor) for part, tensor in parts.items()}
-    stored = window
-    if weight.transposed:
-        stored = Window(window.col_start, window.col_stop, window.row_start, window.row_stop)
+    stored = window.turned if weight.transposed else window
     found = []
     for turned, step, pad in orders:
         shape = (stored.cols, stored.rows) if turned else (stored.rows, stored.cols)

@@ -11,20 +11,19 @@ from moeconv.kernels.cpu.base import (
     BYTES_IN,
     BYTES_OUT,
     ELEMENTS,
+    FLOATS_OUT,
     PAIR,
     TRIPLE,
     Array,
     Pair,
     Triple,
     check_array,
-    nb,
     rows_of,
 )
 from moeconv.kernels.cpu.cache import compiled, jitable
 from moeconv.kernels.cpu.floats import as_f32
 from moeconv.kernels.cpu.tiles import fill_4, fill_8
 
-FLOATS_OUT = nb.Array(nb.float32, 1, "C", aligned=False)
 INF_BF16 = 0x7F80
 MAGNITUDE_BF16 = np.uint16(0x7FFF)
 HALF_BYTES = HALF_ROWS * TILE_BYTES

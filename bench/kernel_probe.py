@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -16,6 +15,7 @@ from moeconv.codecs.base import Window
 from moeconv.kernels.cpu import KERNELS, amx, copy_into
 from moeconv.kernels.cpu.roofline import ROOFS, read_nbytes
 from moeconv.measure.cases import Case, Draw, Tile, cases
+from moeconv.measure.kernels import keep_apart
 
 Run = Callable[[], object]
 CALLS = 16  # at least, between two looks at the clock
@@ -44,8 +44,7 @@ def begin(barrier: object, begun: Any) -> None:
     global _barrier
     _barrier = barrier
     with begun.get_lock():
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[begun.value % len(cores)]})
+        keep_apart(begun.value)
         begun.value += 1
 
 

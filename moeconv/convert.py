@@ -259,14 +259,12 @@ class _Conversion:
             },
             lambda name, nbytes: OutputFile(self.dst / name, nbytes, resume=True, bounces=pool),
         )
-        per_task = min(self.limits.memory_nbytes // self.limits.jobs, decoder.max_nbytes)
-        most = self.limits.memory_nbytes // min(self.limits.jobs, 2)  # two still overlap
         try:
             with Reader(self.plan.model.source.files, pool) as reader:
                 for index, output in outputs.items():
                     output.write(0, memoryview(self.plan.files[index].header))
                 nonfinite = self.plan.options.nonfinite
-                context = Context(reader, pool, outputs, per_task, most, nonfinite, decoder)
+                context = Context(reader, pool, outputs, nonfinite, decoder)
                 jobs = list(make_jobs(tasks, self.plan.weights, self.plan.files, wanted))
                 run = Run(context, journal, self.limits, watch[1])
                 run.do(jobs, watch[0])

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from moeconv.arrange import OutFile
 from moeconv.errors import Interrupted, MoeconvError
 from moeconv.journal import Entry, Journal, Segment
-from moeconv.process import Context, Done, process, task_nbytes
-from moeconv.steps import floor_nbytes
+from moeconv.process import Context, Done, process
+from moeconv.steps import cut_nbytes, floor_nbytes, pieces
 from moeconv.store.writer import OutputFile
 from moeconv.tasks import Task
 from moeconv.types import Weight
@@ -151,6 +151,8 @@ class Run:
         self._limits = limits
         self._signal = signal
         self._admission = _Admission(limits.memory_nbytes)
+        self._share = min(limits.memory_nbytes // limits.jobs, context.decoder.max_nbytes)
+        self._most = limits.memory_nbytes // min(limits.jobs, 2)  # two tasks still overlap
         self._finished: queue.Queue[tuple[Job, Done | BaseException]] = queue.Queue()
         self._dispatch = threading.Lock()
         self._failed = threading.Event()
@@ -187,10 +189,10 @@ class Run:
                 job = next(waiting, None)
                 if job is None:
                     return
-                nbytes = task_nbytes(job.work, self._context)
-                taken = self._admission.enter(nbytes)
+                cut = pieces(job.work, self._share, self._most)
+                taken = self._admission.enter(cut_nbytes(job.work, cut))
             try:
-                self._finished.put((job, process(job.work, self._context)))
+                self._finished.put((job, process(job.work, cut, self._context)))
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
                 self._failed.set()
                 self._finished.put((job, error))

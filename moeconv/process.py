@@ -21,7 +21,6 @@ from moeconv.kernels.cpu import Counts, copy_into
 from moeconv.kernels.cpu.base import is_row_contiguous
 from moeconv.kernels.cpu.floats import round_to
 from moeconv.rects import Rect
-from moeconv.steps import piece_nbytes, pieces
 from moeconv.store.buffers import Buffer, BufferPool
 from moeconv.store.reader import Reader
 from moeconv.store.writer import OutputFile
@@ -52,14 +51,12 @@ class Context(NamedTuple):
     reader: Reader
     pool: BufferPool
     outputs: Mapping[int, OutputFile]  # only of the files that this run writes
-    max_nbytes: int  # of a piece
-    most_nbytes: int  # of a piece and the parts that all pieces of a task share
     nonfinite: str
     decoder: Decoder
 
 
-def process(work: Work, context: Context) -> Done:
-    """Do a task: write all of its regions, whose files are in `context.outputs`.
+def process(work: Work, cut: Sequence[Piece], context: Context) -> Done:
+    """Do a task in these pieces: write all of its regions, whose files are in `context.outputs`.
 
     Raises NonFiniteValue, IOFailed, BadSource.
     """
@@ -67,18 +64,12 @@ def process(work: Work, context: Context) -> Done:
     total = Counts(0, 0, 0)
     parts = TaskParts(work, context.reader, context.pool)
     try:
-        for piece in pieces(work, context.max_nbytes, context.most_nbytes):
+        for piece in cut:
             counts = _Piece(work, piece, context, parts).run(hashes)
             total = total.plus(counts)
     finally:
         parts.give()
     return Done(tuple(one.hexdigest() for one in hashes), total)
-
-
-def task_nbytes(work: Work, context: Context) -> int:
-    """Return the most bytes that a task has in memory at once."""
-    cut = pieces(work, context.max_nbytes, context.most_nbytes)
-    return max(piece_nbytes(work, piece) for piece in cut)
 
 
 class _Piece:

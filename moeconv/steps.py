@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import lcm
 
 from moeconv.codecs import CODECS, weight_block
@@ -39,12 +39,21 @@ def piece_nbytes(work: Work, piece: Piece) -> int:
             beside = max(beside, _reading_nbytes(reads))
         total += _decoding_nbytes(work, weight, window, reads)
     if piece.held:
-        held = _reads(work, piece.held)
-        total += sum(lent_nbytes(read.nbytes) for read in held)
-        beside = max(beside, _reading_nbytes(held))
+        total += _kept_nbytes(work, piece.held)
+        beside = max(beside, _reading_nbytes(_reads(work, piece.held)))
     if written >= writer.DIRECT_MIN_NBYTES:
         beside = max(beside, _bounce_nbytes(written, writer.BOUNCE_NBYTES))
     return total + beside
+
+
+def cut_nbytes(work: Work, cut: Iterable[Piece]) -> int:
+    """Return the most bytes that a task in these pieces has in memory at once."""
+    return max(piece_nbytes(work, piece) for piece in cut)
+
+
+def _kept_nbytes(work: Work, windows: Sequence[Window]) -> int:
+    """Return what the parts of windows of a task's members take."""
+    return sum(lent_nbytes(read.nbytes) for read in _reads(work, windows))
 
 
 def _bounce_nbytes(nbytes: int, most: int) -> int:
@@ -141,14 +150,14 @@ def pieces(work: Work, max_nbytes: int, most_nbytes: int = 0) -> tuple[Piece, ..
     cut = _cut_to_fit(work, (length, block), max_nbytes, ())
     if not _is_read_again(work, whole, cut):
         return cut
-    kept = sum(lent_nbytes(read.nbytes) for read in _reads(work, whole.windows))
+    kept = _kept_nbytes(work, whole.windows)
     allowed = min(kept + max_nbytes, max(max_nbytes, most_nbytes))
     if nbytes <= allowed:
         return (whole,)
     if allowed - kept < max_nbytes // 4:  # many thin pieces would cost more than reading again
         return cut
     held = _cut_to_fit(work, (length, block), allowed, whole.windows)
-    return held if max(piece_nbytes(work, piece) for piece in held) <= allowed else cut
+    return held if cut_nbytes(work, held) <= allowed else cut
 
 
 def _cut_to_fit(
@@ -159,11 +168,11 @@ def _cut_to_fit(
     `axis`: its (length, block).
     """
     length, block = axis
-    fixed = sum(lent_nbytes(read.nbytes) for read in _reads(work, held)) if held else 0
+    fixed = _kept_nbytes(work, held) if held else 0
     step = length
     while True:
         cut = _cut_every(work, length, step, held)
-        largest = max(piece_nbytes(work, piece) for piece in cut)
+        largest = cut_nbytes(work, cut)
         if largest <= max_nbytes or step == block:
             return cut
         fits = step * max(max_nbytes - fixed, 0) // max(largest - fixed, 1)
@@ -208,7 +217,7 @@ def floor_nbytes(work: Work) -> int:
             last = rect.cols.stop if work.transposed else rect.rows.stop - work.first_row
             starts.add(min(max(last - 1, 0), length - 1) // block * block)
     cut = (cut_piece(work, Span(at, min(at + block, length))) for at in starts)
-    return min(whole, max(piece_nbytes(work, piece) for piece in cut))
+    return min(whole, cut_nbytes(work, cut))
 
 
 def _split_axis(work: Work) -> tuple[int, int]:

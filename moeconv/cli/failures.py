@@ -9,11 +9,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import typer
+
 from moeconv.errors import Interrupted, IOFailed, MoeconvError, UsageError
 from moeconv.types import Json
 
 BUG = 1
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports programs that do not ignore it
+# The class of every usage error, whether typer brings its own click or imports the package.
+ClickError: type[Exception] = typer.BadParameter.__mro__[2]
 PRINTING = ("moeconv.cli", "rich", "typer", "click")  # no other file is written in these
 
 
@@ -71,7 +75,7 @@ def as_known(error: Exception) -> MoeconvError | None:
         if not where and _is_of_stdout(error):
             return IOFailed(what, where="stdout", hint="check where stdout goes, and its disk")
         return IOFailed(what, where=where, hint="check the path, its rights and its disk")
-    return _as_usage(error) if "typer" in sys.modules else None
+    return _as_usage(error)
 
 
 def _is_of_stdout(error: OSError) -> bool:
@@ -84,11 +88,7 @@ def _is_of_stdout(error: OSError) -> bool:
 
 def _as_usage(error: Exception) -> MoeconvError | None:
     """Return one of typer's errors as one of moeconv's; None for any other."""
-    import typer
-
-    # The class of every usage error, whether typer brings its own click or imports the package.
-    usage: type[Exception] = typer.BadParameter.__mro__[2]
-    if isinstance(error, usage):
+    if isinstance(error, ClickError):
         what = error.format_message()  # type: ignore[attr-defined]  # click's
         # Only choices have it: the words of what typer checks them with.
         return UsageError(what.replace(": Value error, ", ": ", 1), hint=_usage_hint(error))

@@ -228,7 +228,7 @@ COMMON: tuple[Row, ...] = (
     Row("json", "flag", "Print one JSON object on stdout and nothing else there.", _REPORT),
 )
 
-# Kind -> what reads its text; NotParsed says what is wrong with it.
+# Kind -> what reads its text; BadParameter says what is wrong with it.
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "size": parse_size,
     "numbers": parse_numbers,

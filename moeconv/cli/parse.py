@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from typer import BadParameter
+
 UNITS = {
     "": 1,
     "B": 1,
@@ -24,43 +26,39 @@ _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 _MOST_NUMBERS = 1_000_000  # a longer range is a slip of the finger
 
 
-class NotParsed(ValueError):
-    """A text that is not what it should be; the message says what it should be."""
-
-
 def parse_size(text: str) -> int:
-    """Return the bytes that a size such as 5GB, 1.5GiB or 4096 means; NotParsed if none."""
+    """Return the bytes that a size such as 5GB, 1.5GiB or 4096 means; BadParameter if none."""
     found = _SIZE.fullmatch(text.strip())
     unit = UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise NotParsed(f"{text!r} is not a size; write 5GB, 512MiB or a number of bytes")
+        raise BadParameter(f"{text!r} is not a size; write 5GB, 512MiB or a number of bytes")
     whole, _, fraction = found[1].partition(".")
     nbytes = int(whole + fraction) * unit // int(10 ** len(fraction))
     if not 0 < nbytes < 2**63:
-        raise NotParsed(f"{text!r} is not a size between 1 byte and 2^63")
+        raise BadParameter(f"{text!r} is not a size between 1 byte and 2^63")
     return nbytes
 
 
 def parse_share(text: str) -> float:
-    """Return the share that 5% or 0.05 means, above 0 and at most 1; NotParsed if none."""
+    """Return the share that 5% or 0.05 means, above 0 and at most 1; BadParameter if none."""
     body = text.strip().removesuffix("%")
     if _SHARE.fullmatch(body):
         share = float(body) / (100 if "%" in text else 1)
         if 0 < share <= 1:
             return share
-    raise NotParsed(f"{text!r} is not a share above 0 and at most 1; write 5% or 0.05")
+    raise BadParameter(f"{text!r} is not a share above 0 and at most 1; write 5% or 0.05")
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers of a list such as 0,3-5 in rising order; NotParsed if it is none."""
+    """Return the numbers of a list such as 0,3-5 in rising order; BadParameter if it is none."""
     numbers: set[int] = set()
     for part in text.split(","):
         found = _RANGE.fullmatch(part.strip())
         if found is None:
-            raise NotParsed(f"{text!r} is not a list of numbers; write 0,3-5")
+            raise BadParameter(f"{text!r} is not a list of numbers; write 0,3-5")
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first or last - first >= _MOST_NUMBERS:
-            raise NotParsed(f"{part.strip()!r} is not a range from a number to a larger")
+            raise BadParameter(f"{part.strip()!r} is not a range from a number to a larger")
         numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
@@ -82,15 +80,15 @@ def read_expert_map(text: str) -> tuple[tuple[int, ...], ...]:
     try:
         found = json.loads(Path(text).read_bytes())
     except OSError as error:
-        raise NotParsed(f"cannot read {text!r}: {error.strerror}") from None
+        raise BadParameter(f"cannot read {text!r}: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise NotParsed(f"{text!r} is not JSON; {form}") from None
+        raise BadParameter(f"{text!r} is not JSON; {form}") from None
     if isinstance(found, dict):
         if set(found) != {str(rank) for rank in range(len(found))}:
-            raise NotParsed(f"{text!r} does not have the ranks 0, 1, ... as keys; {form}")
+            raise BadParameter(f"{text!r} does not have the ranks 0, 1, ... as keys; {form}")
         found = [found[str(rank)] for rank in range(len(found))]
     if not isinstance(found, list) or not all(_is_experts(row) for row in found):
-        raise NotParsed(f"{text!r} is not a map of experts; {form}")
+        raise BadParameter(f"{text!r} is not a map of experts; {form}")
     return tuple(tuple(row) for row in found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import cache, wraps
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,6 @@ import typer
 from moeconv import __version__
 from moeconv.cli.commands import COMMANDS
 from moeconv.cli.options import PARSERS, Row, flags_of
-from moeconv.cli.parse import NotParsed
 
 # Option -> what it is where it was not given.
 _EMPTY: Mapping[str, Any] = {"flag": False}
@@ -59,19 +58,6 @@ def _choice(name: str, choices: tuple[str, ...]) -> Any:
     return Enum(name, {choice: choice for choice in choices}, type=str)
 
 
-def _told(parser: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a parser whose refusals typer reports."""
-
-    @wraps(parser)
-    def parse(text: str) -> Any:
-        try:
-            return parser(text)
-        except NotParsed as problem:
-            raise typer.BadParameter(str(problem)) from None
-
-    return parse
-
-
 def _annotation(row: Row) -> Any:
     """Return the type and typer's description of a row."""
     metavar = row.value_name or None
@@ -95,7 +81,7 @@ def _annotation(row: Row) -> Any:
     if row.kind == "texts":
         return Annotated[list[str] | None, typer.Option(*flags, **shared)]
     if row.kind in PARSERS:
-        parser = _told(PARSERS[row.kind])
+        parser = PARSERS[row.kind]
         return Annotated[Any, typer.Option(*flags, parser=parser, **shared)]
     return Annotated[str | None, typer.Option(*flags, **shared)]
 

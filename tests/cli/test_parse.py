@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer import BadParameter
 
 from moeconv.cli.parse import (
-    NotParsed,
     parse_numbers,
     parse_share,
     parse_size,
@@ -42,7 +42,7 @@ def test_sizes(text: str, nbytes: int) -> None:
     "text", ["", "0", "-1", "GB", "5XB", "5G B", "1e9", "nan", "5GB5", "0GB", "0.1B", "99999999TB"]
 )
 def test_texts_that_are_no_size(text: str) -> None:
-    with pytest.raises(NotParsed, match="size"):
+    with pytest.raises(BadParameter, match="size"):
         parse_size(text)
 
 
@@ -64,7 +64,7 @@ def test_lists_of_numbers(text: str, numbers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "a", "3-", "-3", "5-3", "1.5", "0-9999999999"])
 def test_texts_that_are_no_list(text: str) -> None:
-    with pytest.raises(NotParsed):
+    with pytest.raises(BadParameter):
         parse_numbers(text)
 
 
@@ -80,7 +80,7 @@ def test_shares(text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["0", "0%", "5", "101%", "-1%", "5%%", "nan", "%"])
 def test_texts_that_are_no_share(text: str) -> None:
-    with pytest.raises(NotParsed, match="5%"):
+    with pytest.raises(BadParameter, match="5%"):
         parse_share(text)
 
 
@@ -96,10 +96,10 @@ def test_expert_maps(text: str, tmp_path: Path) -> None:
 )
 def test_files_that_are_no_expert_map(text: str, tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(text)
-    with pytest.raises(NotParsed, match=r"\[\[0, 1\], \[2, 3\]\]"):
+    with pytest.raises(BadParameter, match=r"\[\[0, 1\], \[2, 3\]\]"):
         read_expert_map(str(tmp_path / "map.json"))
 
 
 def test_an_expert_map_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotParsed, match="No such file"):
+    with pytest.raises(BadParameter, match="No such file"):
         read_expert_map(str(tmp_path / "none.json"))

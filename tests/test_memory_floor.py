@@ -16,6 +16,7 @@ from moeconv.steps import Work, floor_nbytes
 from moeconv.tasks import Member, Region, Task
 from moeconv.types import DTYPE_BITS, Params, Span, Weight
 from tests.codecs.float_oracles import weight_of
+from tests.kernels import fp8_parts
 from tests.kernels.ggml_blocks import params_of, some_blocks
 from tests.kernels.int_weights import packed, plain
 from tests.kernels.oracle import headers
@@ -23,12 +24,7 @@ from tests.kernels.oracle import headers
 SIDE = 2048
 SIZE = (SIDE, SIDE)
 Made = tuple[Mapping[str, torch.Tensor], Params]
-FP8: Params = {
-    "dtype": "F8_E4M3",
-    "scale": "weight_scale_inv",
-    "block_rows": 128,
-    "block_cols": 16,
-}
+FP8 = fp8_parts.params_of("F8_E4M3", (128, 16))
 
 
 def weight(codec: str, made: Made, turned: bool = False) -> Weight:
@@ -39,7 +35,7 @@ def weight(codec: str, made: Made, turned: bool = False) -> Weight:
 def fp8(turned: bool = False) -> Weight:
     codes = torch.zeros(SIZE, dtype=torch.float8_e4m3fn)
     scales = torch.ones(SIDE // 128, SIDE // 16)
-    return weight("fp8-block", ({"weight": codes, "weight_scale_inv": scales}, FP8), turned)
+    return weight("fp8-block", ({"weight": codes, "weight_scale": scales}, FP8), turned)
 
 
 def ggml() -> Weight:

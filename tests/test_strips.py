@@ -22,6 +22,7 @@ from moeconv.steps import _decoding_nbytes, _scratch_nbytes, lent_nbytes
 from moeconv.strips import TILE_NBYTES, tile_of
 from moeconv.types import Params, Weight
 from tests.codecs.float_oracles import weight_of
+from tests.kernels import fp8_parts
 from tests.kernels.ggml_blocks import params_of, some_blocks
 from tests.kernels.int_weights import awq, gptq, ordered, packed, plain
 from tests.kernels.nf4_parts import Nested
@@ -31,12 +32,7 @@ from tests.kernels.oracle import as_numpy, headers
 Parts = dict[str, np.ndarray]
 Size = tuple[int, int]
 Made = tuple[Mapping[str, torch.Tensor], Params]
-FP8: Params = {
-    "dtype": "F8_E4M3",
-    "scale": "weight_scale_inv",
-    "block_rows": 48,
-    "block_cols": 16,
-}
+FP8 = fp8_parts.params_of("F8_E4M3", (48, 16))
 
 
 def made(
@@ -55,7 +51,7 @@ def blocks_of_fp8(rows: int, cols: int, *, turned: bool) -> tuple[Weight, Parts]
     grid = (-(-stored[0] // high), -(-stored[1] // wide))
     tensors = {
         "weight": codes.view(torch.float8_e4m3fn),
-        "weight_scale_inv": torch.rand(grid, generator=generator),
+        "weight_scale": torch.rand(grid, generator=generator),
     }
     return made("fp8-block", tensors, FP8, turned=turned)
 

@@ -92,3 +92,15 @@ def check_blocks(
     tensors = {"weight": weight, "weight_scale": by}
     params = params_of(form, block)
     check("fp8-block", tensors, params, transposed=transposed, dtypes=dtypes)
+
+
+def check_shape(
+    size: tuple[int, int],
+    block: tuple[int, int],
+    *,
+    transposed: bool,
+    check: Callable[..., None] = oracle.check,
+) -> None:
+    """Compare a weight of the usual dtypes, whose size and block are what matters."""
+    kinds, dtypes = ("F8_E4M3", "F32"), ("BF16", "F16", "F32")
+    check_blocks(size, block, kinds, transposed=transposed, dtypes=dtypes, check=check)

@@ -78,27 +78,6 @@ def compiled(look_up: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize("permute", PERMUTES)
-@pytest.mark.parametrize("form", [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST])
-@pytest.mark.parametrize("nbytes", [2, 4])
-def test_sixteen_codes(permute: shuffles.Permute, form: int, nbytes: int) -> None:
-    """At places off any alignment; what lies beside the outputs stays."""
-    rng, count = np.random.default_rng(0), 16 if form == shuffles.BYTES else 8
-    codes = rng.integers(0, 256, 63 + count, dtype=np.uint8)
-    tables = rng.integers(0, 256, 65 + 16 * nbytes, dtype=np.uint8)
-    out = np.full(5 + 64 * 64, 7, np.uint8)
-    wanted = out.copy()
-    for at in range(0, 64, 2):
-        taken = codes[at + 1 : at + 1 + count]
-        pairs = [taken & 15, taken >> 4][:: -1 if form == shuffles.HIGH_FIRST else 1]
-        order = taken & 15 if form == shuffles.BYTES else np.stack(pairs, axis=-1).ravel()
-        planes = tables[at + 3 : at + 3 + 16 * nbytes].reshape(nbytes, 16)
-        begin = 5 + at * 64
-        wanted[begin : begin + 16 * nbytes] = planes[:, order].T.ravel()
-    compiled(shuffles.look_up_of(form, nbytes, permute))(codes, tables, out)
-    np.testing.assert_array_equal(out, wanted)
-
-
 FORMS = [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST]
 TAKEN = [
     (shuffles.LOW_FIRST, 16, shuffles.nibbles_to_16),
@@ -109,24 +88,39 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("form", "lanes", "look_up"), TAKEN)
-def test_the_look_ups_that_kernels_take(form: int, lanes: int, look_up: Any) -> None:
-    """Whatever way their tables lie: an output's bytes are STRIDE and UPPER apart."""
+def check_look_up(look_up: Any, form: int, lanes: int, nbytes: int, steps: tuple[int, int]) -> None:
+    """Compare at places off any alignment; what lies beside the outputs stays.
+
+    steps: in a table from an output to the next, and from its one byte to the next.
+    """
     rng, count = np.random.default_rng(0), lanes if form == shuffles.BYTES else lanes // 2
     codes = rng.integers(0, 256, 63 + count, dtype=np.uint8)
-    tables = rng.integers(0, 256, 65 + 32, dtype=np.uint8)
+    tables = rng.integers(0, 256, 65 + 16 * nbytes, dtype=np.uint8)
     out = np.full(5 + 64 * 64, 7, np.uint8)
     wanted = out.copy()
     for at in range(0, 64, 2):
         taken = codes[at + 1 : at + 1 + count]
         pairs = [taken & 15, taken >> 4][:: -1 if form == shuffles.HIGH_FIRST else 1]
         order = taken & 15 if form == shuffles.BYTES else np.stack(pairs, axis=-1).ravel()
-        low = at + 3 + order.astype(int) * shuffles.STRIDE
+        low = at + 3 + order.astype(int) * steps[0]
+        found = np.stack([tables[low + plane * steps[1]] for plane in range(nbytes)], axis=-1)
         begin = 5 + at * 64
-        found = np.stack([tables[low], tables[low + shuffles.UPPER]], axis=-1).ravel()
-        wanted[begin : begin + 2 * lanes] = found
+        wanted[begin : begin + nbytes * lanes] = found.ravel()
     compiled(look_up)(codes, tables, out)
     np.testing.assert_array_equal(out, wanted)
+
+
+@pytest.mark.parametrize("permute", PERMUTES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("nbytes", [2, 4])
+def test_sixteen_codes(permute: shuffles.Permute, form: int, nbytes: int) -> None:
+    check_look_up(shuffles.look_up_of(form, nbytes, permute), form, 16, nbytes, (1, 16))
+
+
+@pytest.mark.parametrize(("form", "lanes", "look_up"), TAKEN)
+def test_the_look_ups_that_kernels_take(form: int, lanes: int, look_up: Any) -> None:
+    """Whatever way their tables lie: an output's bytes are STRIDE and UPPER apart."""
+    check_look_up(look_up, form, lanes, 2, (shuffles.STRIDE, shuffles.UPPER))
 
 
 @pytest.mark.skipif(not shuffles.HAS_WORDS, reason="needs AVX-512BW")
@@ -139,7 +133,7 @@ def test_a_look_up_of_words_is_one_instruction(form: int, lanes: int) -> None:
 
 
 @pytest.mark.skipif(not HAS_SHUFFLE, reason="needs SSSE3")
-@pytest.mark.parametrize("form", [shuffles.BYTES, shuffles.LOW_FIRST, shuffles.HIGH_FIRST])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_look_up_is_a_shuffle(form: int) -> None:
     run = compiled(shuffles.look_up_of(form, 2))
     (assembly,) = run.inspect_asm().values()

@@ -15,7 +15,7 @@ from bench import aims, growth, kernel_probe, kernel_profile, profiles, scaling,
 from bench.aims import Aim
 from bench.kernel_profile import Pace, Profile, Profiles
 from bench.kernels import PROFILED
-from bench.measure import Cost, convert
+from bench.measure import Cost, convert, run_telling
 from bench.profiles import Trace
 from bench.timeline import Part
 from bench.trace import MAIN, Span
@@ -239,3 +239,10 @@ def test_no_aim_is_missed_without_a_reason() -> None:
     page = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text()
     assert aims.UNEXPLAINED not in page
     assert unexplained(page) == []
+
+
+def test_cpu_seconds_are_no_fewer_than_a_process_counts_itself() -> None:
+    """In ticks of a hundredth of a second they would be, of every other short process."""
+    code = "import time\nfigures['own'] = time.process_time()\n"
+    for told in (run_telling(code) for _ in range(12)):
+        assert told.figures["own"] <= told.cost.cpu
